@@ -1,0 +1,1 @@
+"""From bytes to committed batches: decode, validate, deduplicate, summarise, commit."""

@@ -1,0 +1,1 @@
+"""What goes out: the notification and alert messages, and how their feeds are read."""

@@ -1,0 +1,123 @@
+"""Every error that oncelake raises on purpose.
+
+```
+OncelakeError
+├── InputError          what a source sent cannot be taken; nothing of it was stored
+│   ├── UndecodableError    broken JSON, a bad gzip stream, an unreadable Parquet file            HTTP 400
+│   ├── InvalidSchemaError  a column is missing, unknown or of a type that cannot be exact      HTTP 422
+│   ├── TooLargeError       over a configured limit                                              HTTP 413
+│   └── UnknownFormatError  a media type, encoding or file ending that is not known              HTTP 415
+├── QueryError          a parameter of a question is not valid                                   HTTP 400
+├── TransientError      try again later
+│   ├── QueueFullError      ingest is saturated                                                  HTTP 429
+│   ├── StoppingError       the service is shutting down, or lost its store                      HTTP 503
+│   └── DiskFullError       there is no room                                                     HTTP 507
+├── StoreInUseError     another process owns the data directory
+├── StoreVersionError   the data directory was written by a newer oncelake
+├── CorruptionError     bytes on disk are not those that were committed; names file, bytes and seqs
+└── ConfigError         a key or value of the configuration is not valid
+```
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "CorruptionError",
+    "DiskFullError",
+    "InputError",
+    "InvalidSchemaError",
+    "OncelakeError",
+    "QueryError",
+    "QueueFullError",
+    "StoppingError",
+    "StoreInUseError",
+    "StoreVersionError",
+    "TooLargeError",
+    "TransientError",
+    "UndecodableError",
+    "UnknownFormatError",
+]
+
+
+class OncelakeError(Exception):
+    """Base of all of them. `str()` is a sentence for a person: what, where, why, and what to do."""
+
+
+class InputError(OncelakeError):
+    """What a source sent cannot be taken. `code` is stable; `position` says where, in words, or is None."""
+
+    code = "invalid_input"
+
+    def __init__(self, message: str, *, code: str | None = None, position: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code or type(self).code
+        self.position = position
+
+
+class UndecodableError(InputError):
+    """The bytes are not what their format says they are."""
+
+    code = "undecodable"
+
+
+class InvalidSchemaError(InputError):
+    """A column is missing, unknown, or of a type that cannot be exact. One dead letter for the whole batch."""
+
+    code = "invalid_schema"
+
+
+class TooLargeError(InputError):
+    """Over a configured limit; the message names the limit and its key."""
+
+    code = "too_large"
+
+
+class UnknownFormatError(InputError):
+    """A media type, encoding or file ending that is not known."""
+
+    code = "unsupported_format"
+
+
+class QueryError(OncelakeError):
+    """A parameter of a question is not valid. `parameter` names it."""
+
+    def __init__(self, message: str, *, parameter: str) -> None:
+        super().__init__(message)
+        self.parameter = parameter
+
+
+class TransientError(OncelakeError):
+    """Nothing is wrong with the input; the same call may succeed later."""
+
+
+class QueueFullError(TransientError):
+    """Ingest is saturated. `retry_after_s` is a sensible wait."""
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class StoppingError(TransientError):
+    """The service is shutting down, or the committer stopped after a failed write."""
+
+
+class DiskFullError(TransientError):
+    """There is no room on the device. Nothing of the request was stored."""
+
+
+class StoreInUseError(OncelakeError):
+    """Another process owns the data directory."""
+
+
+class StoreVersionError(OncelakeError):
+    """The data directory was written by a newer oncelake."""
+
+
+class CorruptionError(OncelakeError):
+    """Bytes on disk are not those that were committed."""
+
+
+class ConfigError(OncelakeError):
+    """A key or value of the configuration is not valid."""
