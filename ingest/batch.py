@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from store.journal import Failure, Position
 from store.outcomes import FieldError
 
-__all__ = ["Chunk", "Located", "Position", "Record", "Reject", "Source"]
+__all__ = ["Batch", "Chunk", "InputStep", "Located", "Record", "Reject", "Source"]
 
 
 class Record(NamedTuple):
@@ -28,18 +29,6 @@ class Record(NamedTuple):
     value: Decimal
     unit: str
     reference: str
-
-
-class Position(msgspec.Struct, frozen=True):
-    """Where the next chunk of a batch begins, so that a file can be gone on with after a crash.
-
-    `offset` counts bytes of the decompressed stream (NDJSON, JSON, CSV) or rows (Parquet, Arrow); `index` counts
-    records from 0; `line` is the 1-based line number of the next line (NDJSON, CSV), 0 elsewhere.
-    """
-
-    offset: int = 0
-    index: int = 0
-    line: int = 1
 
 
 class Located(NamedTuple):
@@ -82,3 +71,38 @@ class Source(msgspec.Struct, frozen=True, omit_defaults=True):
 
     request: str | None = None
     file: str | None = None
+
+
+@dataclass(frozen=True)
+class InputStep:
+    """How far a file has come when its batch is committed; the committer adds the counts and keeps both together.
+
+    `path` identifies the file (relative to the inbox, or absolute for `oncelake ingest`), `bytes` and `sha256` its
+    content. `done` closes the file: no batch of it follows, and `failure` says why it ended early, if it did.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    started_at_us: int
+    end: Position
+    done: bool = False
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the committer takes: chunks of a batch, or the one `record` of a single POST with its `original` bytes.
+
+    Without `atomic` and `dry_run` it is committed together with whatever else waits. `step` is there for files.
+    """
+
+    source: Source
+    chunks: tuple[Chunk, ...] = ()
+    record: Record | None = None
+    original: bytes = b""
+    atomic: bool = False
+    dry_run: bool = False
+    step: InputStep | None = None
+    letters: tuple[Reject, ...] = field(default=())
+    """Dead letters for the batch as a whole (an invalid schema), which count as no record."""
