@@ -1,0 +1,124 @@
+"""Seeded 128-bit hashes of strings, a whole column at a time.
+
+The recordId index and the summaries are keyed by them. The seed is random for each store, so that nobody can craft
+recordIds that share a hash; what a collision would do is decided by comparing records, never by the hash.
+
+Written in NumPy because it is five times as fast as a loop over xxh3 (0.035 against 0.18 µs an id) and holds no
+interpreter lock. Every 8-byte word of a string meets two random keys of its position, one for each lane; both lanes
+are then mixed to the end. Bytes are little-endian whatever the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+__all__ = ["Hasher", "U64"]
+
+U64 = npt.NDArray[np.uint64]
+
+_WORD = 8
+_WORDS = 256
+"""Keys for as many positions: 1,024 bytes (256 characters of 4 bytes) need 128; longer strings begin anew."""
+
+_LOW = np.uint64(0xFFFFFFFF)
+_ONE = np.uint64(1)
+_HALF = np.uint64(32)
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MASKS = np.array([(1 << (8 * size)) - 1 for size in range(_WORD + 1)], dtype=np.uint64)
+
+
+class Hasher:
+    """The hashes of one store. `bits` below 64 keeps only so many of each lane: for tests that want collisions."""
+
+    def __init__(self, seed: bytes, bits: int = 64) -> None:
+        stream = hashlib.shake_256(b"oncelake hash 1" + seed).digest(_WORDS * 2 * _WORD)
+        self._keys = np.frombuffer(stream, dtype="<u8").reshape(_WORDS, 2).astype(np.uint64)
+        self._mask = np.uint64((1 << bits) - 1)
+
+    def identify(self, record_ids: pa.Array) -> tuple[U64, U64]:
+        """(hi, lo) of each recordId."""
+        hi, lo = self._strings(record_ids)
+        return hi & self._mask, lo & self._mask
+
+    def keys(self, destination_ids: pa.Array, references: pa.Array) -> tuple[U64, U64]:
+        """(hi, lo) of each pair of destinationId and reference: the key of a summary."""
+        dest_hi, dest_lo = self._strings(destination_ids)
+        ref_hi, ref_lo = self._strings(references)
+        return _mixed(dest_hi * _GOLDEN ^ ref_lo), _mixed(dest_lo + _rotated(ref_hi, 23) * _GOLDEN)
+
+    def fingerprint(self, records: pa.RecordBatch | pa.Table) -> U64:
+        """64 bits of all eight fields of each record: equal where the records are the same."""
+        print_ = np.full(records.num_rows, _GOLDEN, dtype=np.uint64)
+        for field in ("recordId", "sourceId", "destinationId", "type", "unit", "reference"):
+            column = _one(records.column(field))
+            if field in ("sourceId", "type", "unit"):  # few distinct values: hash each of them once
+                encoded = column.dictionary_encode()
+                lanes = self._strings(encoded.dictionary)[0][encoded.indices.to_numpy()]
+            else:
+                lanes = self._strings(column)[0]
+            print_ = _rotated(print_, 27) * _GOLDEN ^ lanes
+        times = _one(records.column("time")).cast(pa.int64()).to_numpy().view(np.uint64)
+        words = _words_of_decimals(_one(records.column("value")))
+        for lane in (times, words[:, 0], words[:, 1]):
+            print_ = _mixed(_rotated(print_, 27) * _GOLDEN ^ lane)
+        return print_
+
+    def _strings(self, strings: pa.Array) -> tuple[U64, U64]:
+        rows = len(strings)
+        if rows == 0:
+            return np.zeros(0, np.uint64), np.zeros(0, np.uint64)
+        offsets = np.frombuffer(strings.buffers()[1], dtype=np.int32)[strings.offset : strings.offset + rows + 1]
+        data = np.zeros(int(offsets[-1] - offsets[0]) + 2 * _WORD, dtype=np.uint8)
+        if strings.buffers()[2] is not None:
+            data[: -2 * _WORD] = np.frombuffer(strings.buffers()[2], dtype=np.uint8)[offsets[0] : offsets[-1]]
+        starts = (offsets[:-1] - offsets[0]).astype(np.int64)
+        lengths = np.diff(offsets).astype(np.int64)
+        # the 8-byte word that begins at every byte, without copying any
+        words = np.ndarray(shape=(len(data) - _WORD + 1,), dtype="<u8", buffer=data.data, strides=(1,))
+        hi = lengths.astype(np.uint64) * _GOLDEN + self._keys[-1, 0]
+        lo = lengths.astype(np.uint64) * _GOLDEN ^ self._keys[-1, 1]
+        shortest, longest = int(lengths.min()), int(lengths.max())
+        for position in range((longest + _WORD - 1) // _WORD):
+            begin = position * _WORD
+            key_hi, key_lo = self._keys[position % (_WORDS - 1)]
+            if shortest > begin:
+                word = words[starts + begin] & _MASKS[np.minimum(lengths - begin, _WORD)]
+                hi = _absorbed(hi, word ^ key_hi, 29)
+                lo = _absorbed(lo, word ^ key_lo, 31)
+            else:
+                rest = np.flatnonzero(lengths > begin)
+                word = words[starts[rest] + begin] & _MASKS[np.minimum(lengths[rest] - begin, _WORD)]
+                hi[rest] = _absorbed(hi[rest], word ^ key_hi, 29)
+                lo[rest] = _absorbed(lo[rest], word ^ key_lo, 31)
+        return _mixed(hi), _mixed(lo)
+
+
+def _absorbed(lane: U64, word: U64, turn: int) -> U64:
+    """One more keyed word in the lane: its halves multiplied, so that every bit of it reaches many."""
+    return _rotated(lane + (word & _LOW | _ONE) * (word >> _HALF) + word, turn)
+
+
+def _rotated(lane: U64, turn: int) -> U64:
+    return (lane << np.uint64(turn)) | (lane >> np.uint64(64 - turn))
+
+
+def _mixed(lane: U64) -> U64:
+    """The 64-bit finaliser of MurmurHash3 (Appleby): every input bit reaches every output bit."""
+    lane = (lane ^ (lane >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    lane = (lane ^ (lane >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return lane ^ (lane >> np.uint64(33))
+
+
+def _words_of_decimals(values: pa.Array) -> U64:
+    """The two 64-bit words (low, high) of each decimal128, shape (rows, 2)."""
+    start = values.offset * 2
+    return np.frombuffer(values.buffers()[1], dtype="<u8")[start : start + 2 * len(values)].reshape(-1, 2)
+
+
+def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    return pc.cast(column.combine_chunks(), column.type) if isinstance(column, pa.ChunkedArray) else column
