@@ -1,0 +1,183 @@
+"""Every write, sync, rename, link, truncation and removal that oncelake makes, in one place.
+
+Faults are put in here by tests (a subclass of `Disk` that fails, stops or records at a call), so nothing else in the
+project opens a file for writing. Only SQLite and DuckDB write by themselves.
+
+`OSError` passes through: what a failed call means is for its caller to say. After a failed sync nobody tries again,
+because the kernel has marked the page clean: the process stops and recovers from what is on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from store.errors import StoreInUseError
+
+__all__ = ["Appender", "Disk", "Lock", "is_disk_full"]
+
+Buffer = bytes | bytearray | memoryview
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether the device or the quota has no room: an answer for the client, not a crash."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+class Disk:
+    """The file system as oncelake uses it. `fsync=False` (`store.fsync`) skips the syncs and with them the promise."""
+
+    def __init__(self, *, fsync: bool = True) -> None:
+        self.fsync = fsync
+
+    def make_directory(self, path: Path) -> None:
+        """Make `path` and its missing parents, each durable in its own parent."""
+        if path.is_dir():
+            return
+        self.make_directory(path.parent)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path)
+        self.sync_directory(path.parent)
+
+    def sync_directory(self, path: Path) -> None:
+        """Make the names in a directory durable: those of new, renamed and removed files."""
+        if not self.fsync:
+            return
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def write(self, path: Path, data: Buffer | Sequence[Buffer], *, sync: bool = True) -> None:
+        """A new file with these bytes, synced (not its directory). A file that is there is replaced in place."""
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            for piece in [data] if isinstance(data, Buffer) else data:
+                _write_all(handle, piece)
+            if sync and self.fsync:
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def sync_file(self, path: Path) -> None:
+        """Make the bytes of a file durable that somebody else has written (pyarrow, a source)."""
+        if not self.fsync:
+            return
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def replace(self, path: Path, data: Buffer, *, sync: bool = True) -> None:
+        """Put these bytes in place of a file at once: a reader sees the old ones or the new ones, also after a crash."""
+        staged = path.with_name(f".{path.name}.tmp")
+        try:
+            self.write(staged, data, sync=sync)
+            self.rename(staged, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(staged)
+            raise
+        if sync:
+            self.sync_directory(path.parent)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename over whatever is at `target`. Durable once the directories are synced."""
+        os.rename(source, target)
+
+    def move_new(self, source: Path, target: Path) -> None:
+        """Rename to a name that must be free: `FileExistsError` where it is not, and nothing is overwritten.
+
+        A hard link refuses a taken name in one step; where the file system has none, an exclusive create claims it.
+        """
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except FileExistsError:
+            raise
+        except OSError:
+            os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            os.rename(source, target)
+        else:
+            os.unlink(source)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file. Durable once its directory is synced."""
+        os.unlink(path)
+
+    def remove_directory(self, path: Path) -> None:
+        """Remove an empty directory."""
+        os.rmdir(path)
+
+    def appender(self, path: Path, length: int) -> Appender:
+        """Open a file to append to, made where it is missing, its length as it is known to be committed."""
+        return Appender(self, path, length)
+
+
+class Appender:
+    """An append-only file. `length` is what has been written; a write that fails leaves the file as it was."""
+
+    def __init__(self, disk: Disk, path: Path, length: int) -> None:
+        self.path = path
+        self.length = length
+        self._disk = disk
+        new = not path.exists()
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        if new:
+            disk.sync_directory(path.parent)
+
+    def append(self, data: Buffer) -> None:
+        """Write at the end. On any error what was written of it is cut off again before the error passes."""
+        try:
+            _write_all(self._handle, data)
+        except BaseException:
+            self.cut(self.length)
+            raise
+        self.length += len(data)
+
+    def cut(self, length: int) -> None:
+        """Cut the file back to a length: only ever bytes that no journal frame covers."""
+        os.ftruncate(self._handle, length)
+        self.length = length
+
+    def sync(self) -> None:
+        """Make the bytes durable. An error here is final for the process."""
+        if self._disk.fsync:
+            os.fdatasync(self._handle)
+
+    def close(self) -> None:
+        """Close the handle; nothing is synced."""
+        os.close(self._handle)
+
+
+class Lock:
+    """The lock file by which one process owns a data directory; the kernel frees it when the process dies."""
+
+    def __init__(self, path: Path) -> None:
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(self._handle, 32, 0).decode("ascii", "replace").strip()
+            os.close(self._handle)
+            raise StoreInUseError(
+                f"{path.parent} is in use by another oncelake process (pid {owner or 'unknown'}): "
+                "stop it, or send the records to it (HTTP or its inbox)"
+            ) from None
+        os.ftruncate(self._handle, 0)
+        os.pwrite(self._handle, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Give the directory free."""
+        os.close(self._handle)
+
+
+def _write_all(handle: int, data: Buffer) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[os.write(handle, view) :]
