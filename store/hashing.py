@@ -15,7 +15,6 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 __all__ = ["Hasher", "U64"]
 
@@ -121,4 +120,4 @@ def _words_of_decimals(values: pa.Array) -> U64:
 
 
 def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return pc.cast(column.combine_chunks(), column.type) if isinstance(column, pa.ChunkedArray) else column
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

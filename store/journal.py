@@ -133,7 +133,6 @@ class Frame(msgspec.Struct, frozen=True, rename="camel"):
     last_seq: int
     processed_at: int
     files: list[FileEnd] = []
-    sealed: list[Segment] = []
     inputs: list[InputState] = []
     closed: list[str] = []
     rules: Rules | None = None

@@ -1,0 +1,171 @@
+"""The catalog: a SQLite database of what is derived. It can be lost and is made anew from journal and footers.
+
+It holds the sealed Parquet files, the runs of the index and of the summaries, and the moves of a flush under way, and
+names the journal frame that it stands for. Each change is one synced transaction.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+__all__ = ["Catalog", "CatalogDamaged", "FileRow", "Intent", "Move", "RunRow"]
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS files (
+    name TEXT PRIMARY KEY, day INTEGER NOT NULL, rows INTEGER NOT NULL, min_seq INTEGER NOT NULL,
+    max_seq INTEGER NOT NULL, min_time INTEGER NOT NULL, max_time INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    sum TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS runs (
+    name TEXT PRIMARY KEY, kind TEXT NOT NULL, rows INTEGER NOT NULL, min_seq INTEGER NOT NULL,
+    max_seq INTEGER NOT NULL, bytes INTEGER NOT NULL, sum TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS intents (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL);
+"""
+
+
+class CatalogDamaged(Exception):  # noqa: N818  (a state, handled by making the catalog anew)
+    """The catalog cannot be read or does not fit the journal."""
+
+
+class FileRow(msgspec.Struct, frozen=True):
+    """A sealed Parquet file. Times in microseconds since the epoch, `sum` is xxh3-64 of the file in hex."""
+
+    name: str
+    day: int
+    rows: int
+    min_seq: int
+    max_seq: int
+    min_time: int
+    max_time: int
+    bytes: int
+    sum: str
+
+
+class RunRow(msgspec.Struct, frozen=True):
+    """A run of the index or of the summaries (`kind`), which covers these seqs."""
+
+    name: str
+    kind: str
+    rows: int
+    min_seq: int
+    max_seq: int
+    bytes: int
+    sum: str
+
+
+class Move(msgspec.Struct, frozen=True, rename={"source": "from", "target": "to"}):
+    """A staged file and the name that it gets; both relative to the data directory."""
+
+    source: str
+    target: str
+
+
+class Intent(msgspec.Struct, frozen=True, rename="camel"):
+    """A flush that may be half done: all files are staged and synced, and are renamed one by one."""
+
+    first_seq: int
+    last_seq: int
+    moves: list[Move]
+    files: list[FileRow]
+    runs: list[RunRow]
+
+
+@dataclass(frozen=True)
+class _Meta:
+    frame: int
+    digest: str
+    flushed: int
+
+
+class Catalog:
+    """The open catalog. Used by one thread at a time."""
+
+    def __init__(self, path: Path, *, fsync: bool = True) -> None:
+        self.path = path
+        try:
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if fsync else 'OFF'}")
+            self._db.executescript(_SCHEMA)
+            check = self._db.execute("PRAGMA quick_check").fetchone()[0]
+        except sqlite3.DatabaseError as error:
+            raise CatalogDamaged(f"{path}: {error}") from error
+        if check != "ok":
+            raise CatalogDamaged(f"{path}: {check}")
+
+    def read(self) -> tuple[_Meta | None, list[FileRow], list[RunRow], list[Intent]]:
+        """All that it holds; the meta is None in a new catalog."""
+        try:
+            meta = dict(self._db.execute("SELECT key, value FROM meta").fetchall())
+            files = [FileRow(*row) for row in self._db.execute("SELECT * FROM files ORDER BY min_seq, name")]
+            runs = [RunRow(*row) for row in self._db.execute("SELECT * FROM runs ORDER BY min_seq, name")]
+            intents = [
+                msgspec.json.decode(body, type=Intent)
+                for (body,) in self._db.execute("SELECT body FROM intents ORDER BY id")
+            ]
+            found = _Meta(int(meta["frame"]), meta["digest"], int(meta["flushed"])) if meta else None
+        except (sqlite3.DatabaseError, msgspec.MsgspecError, KeyError, ValueError) as error:
+            raise CatalogDamaged(f"{self.path}: {error}") from error
+        return found, files, runs, intents
+
+    def intend(self, intent: Intent) -> None:
+        """Remember the moves of a flush before the first of them."""
+        body = msgspec.json.encode(intent).decode()
+        self._db.execute("INSERT INTO intents (kind, body) VALUES ('flush', ?)", (body,))
+
+    def seal(self, intent: Intent, frame: int, digest: str) -> None:
+        """The flush is done: its files and runs count from here on, and its intent is gone."""
+        with self._transaction():
+            self._db.executemany(
+                "INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?,?,?,?)", [_values(row) for row in intent.files]
+            )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO runs VALUES (?,?,?,?,?,?,?)", [_values(row) for row in intent.runs]
+            )
+            self._db.execute("DELETE FROM intents")
+            self._set_meta(frame, digest, intent.last_seq)
+
+    def exchange_runs(self, old: list[str], new: RunRow) -> None:
+        """One run takes the place of those that were merged into it."""
+        with self._transaction():
+            self._db.executemany("DELETE FROM runs WHERE name = ?", [(name,) for name in old])
+            self._db.execute("INSERT INTO runs VALUES (?,?,?,?,?,?,?)", _values(new))
+
+    def make_anew(self, files: list[FileRow], runs: list[RunRow], frame: int, digest: str, flushed: int) -> None:
+        """Replace everything."""
+        with self._transaction():
+            for table in ("meta", "files", "runs", "intents"):
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608  (names from the fixed list above)
+            self._db.executemany("INSERT INTO files VALUES (?,?,?,?,?,?,?,?,?)", [_values(row) for row in files])
+            self._db.executemany("INSERT INTO runs VALUES (?,?,?,?,?,?,?)", [_values(row) for row in runs])
+            self._set_meta(frame, digest, flushed)
+
+    def close(self) -> None:
+        """Close the database, its write-ahead log folded in."""
+        self._db.close()
+
+    def _set_meta(self, frame: int, digest: str, flushed: int) -> None:
+        values = [("frame", str(frame)), ("digest", digest), ("flushed", str(flushed))]
+        self._db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+
+def _values(row: msgspec.Struct) -> tuple[object, ...]:
+    return msgspec.structs.astuple(row)

@@ -1,0 +1,90 @@
+"""Hot rows: what is committed and not yet in the Parquet, with its part of the index and of the summaries.
+
+A `Hot` is a value: adding a commit makes a new one, so a reader keeps what it has. Small pieces are merged into larger
+ones on the way, so that thousands of single POSTs do not become thousands of pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import pyarrow as pa
+
+from store import index, summaries
+from store.hashing import U64
+from store.runs import Run, paged
+
+__all__ = ["Committed", "Hot"]
+
+_MERGE_RATIO = 4
+"""A piece is merged with the one before it while that one is less than this many times as large."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The accepted records of one commit (schema `STORED`) with the hashes of their ids and keys."""
+
+    rows: pa.Table
+    id_hi: U64
+    id_lo: U64
+    fingerprint: U64
+    key_hi: U64
+    key_lo: U64
+
+
+@dataclass(frozen=True)
+class Hot:
+    """Rows in order of seq, dense, and the runs over them. `bytes` counts the rows' Arrow buffers."""
+
+    tables: tuple[pa.Table, ...] = ()
+    index: tuple[Run, ...] = ()
+    summaries: tuple[Run, ...] = ()
+    rows: int = 0
+    bytes: int = 0
+
+    def added(self, committed: Committed) -> Hot:
+        """With the records of one more commit."""
+        rows = committed.rows
+        times = rows.column("time").combine_chunks().cast(pa.int64()).to_numpy()
+        words = index.pack_words(times, rows.column("seq").to_numpy())
+        return Hot(
+            tables=_merged((*self.tables, rows), lambda table: table.num_rows, _concatenated),
+            index=_merged(
+                (*self.index, index.entries(committed.id_hi, committed.id_lo, words, committed.fingerprint)),
+                lambda run: run.rows,
+                lambda runs: combined(runs, index.sorted_entries),
+            ),
+            summaries=_merged(
+                (*self.summaries, summaries.of_records(committed.key_hi, committed.key_lo, rows)),
+                lambda run: run.rows,
+                lambda runs: combined(runs, summaries.added_up),
+            ),
+            rows=self.rows + rows.num_rows,
+            bytes=self.bytes + rows.nbytes,
+        )
+
+
+def combined(runs: list[Run], combine: Callable[[pa.RecordBatch], pa.RecordBatch]) -> Run:
+    """Several runs in memory as one."""
+    pieces = [page for run in runs for page in run.batches()]
+    return Run(paged(combine(pa.concat_batches(pieces)))) if pieces else Run([])
+
+
+def _merged(pieces: tuple[T, ...], size: Callable[[T], int], merge: Callable[[list[T]], T]) -> tuple[T, ...]:
+    """The pieces with the last ones merged, so that each is a few times as large as the one after it."""
+    keep = len(pieces) - 1
+    total = size(pieces[-1])
+    while keep > 0 and size(pieces[keep - 1]) < _MERGE_RATIO * total:
+        keep -= 1
+        total += size(pieces[keep])
+    if keep == len(pieces) - 1:
+        return pieces
+    return (*pieces[:keep], merge(list(pieces[keep:])))
+
+
+def _concatenated(tables: list[pa.Table]) -> pa.Table:
+    return pa.concat_tables(tables).combine_chunks()

@@ -1,0 +1,52 @@
+"""What a data directory is: its format version, its id and the seed of its hashes, in `oncelake.json`."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import msgspec
+
+from store.errors import CorruptionError, StoreVersionError
+from store.files import Disk
+from store.schema import FORMAT_VERSION
+
+__all__ = ["IDENTITY_FILE", "Identity", "load_identity"]
+
+IDENTITY_FILE = "oncelake.json"
+
+
+class Identity(msgspec.Struct, frozen=True, rename="camel"):
+    """The contents of `oncelake.json`. `hash_bits` below 64 weakens the hashes on purpose (tests of collisions)."""
+
+    format: int
+    store_id: str
+    seed: str
+    hash_bits: int = 64
+
+
+def load_identity(root: Path, disk: Disk | None = None) -> Identity | None:
+    """Read the identity; a new one is made where there is none and `disk` is given, else None is returned."""
+    path = root / IDENTITY_FILE
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        if disk is None:
+            return None
+        if any((root / name).exists() for name in ("internal", "records", "outbox")):
+            raise CorruptionError(
+                f"{path} is missing, and {root} holds data: restore {IDENTITY_FILE} from a backup (it holds the seed "
+                "of the index), or choose another --data directory"
+            ) from None
+        made = Identity(FORMAT_VERSION, secrets.token_hex(16), secrets.token_hex(16))
+        disk.replace(path, msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
+        return made
+    try:
+        version = msgspec.json.decode(raw, type=dict)["format"]
+        if version > FORMAT_VERSION:
+            raise StoreVersionError(
+                f"{root} has format {version}; this oncelake knows formats up to {FORMAT_VERSION}: install a newer one"
+            )
+        return msgspec.json.decode(raw, type=Identity)
+    except (msgspec.MsgspecError, KeyError, TypeError) as error:
+        raise CorruptionError(f"{path} is damaged ({error}): restore it from a backup") from error

@@ -1,0 +1,188 @@
+"""The logs: append-only JSONL in segments. The notification log is the write-ahead log of the store.
+
+A log is a directory of segments; a segment is named by the first seq in it (dead letters: by a running number), so
+that names sort. Lines are appended to the newest segment and count once a journal frame covers them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+import xxhash
+
+from store.errors import CorruptionError
+from store.files import Appender, Disk
+from store.journal import FileEnd, Segment
+from store.schema import RECORD, STORED
+
+__all__ = ["FEEDS", "Log", "lines_after", "parse_notifications", "segment_name"]
+
+FEEDS = ("notifications", "alerts")
+
+_READ_BYTES = 8 << 20
+
+
+def segment_name(first: int) -> str:
+    """The file name of the segment that begins with a seq (or a running number)."""
+    return f"{first:020d}.jsonl"
+
+
+class Log:
+    """One log as the committer writes it. `directory` is relative to `root`, the data directory."""
+
+    def __init__(self, disk: Disk, root: Path, directory: str, segment_bytes: int) -> None:
+        self._disk = disk
+        self._root = root
+        self._segment_bytes = segment_bytes
+        self.directory = directory
+        self.closed: list[Segment] = []
+        self._open: Appender | None = None
+        self._hasher = xxhash.xxh3_64()
+        self._before: tuple[int, xxhash.xxh3_64] | None = None
+
+    def restore(self, segments: list[Segment], end: FileEnd | None) -> None:
+        """Take up where the journal says: the closed segments, and the open one checked to its committed end."""
+        self.closed = segments
+        if end is None:
+            return
+        path = self._root / end.path
+        self._hasher = xxhash.xxh3_64()
+        length = 0
+        try:
+            with path.open("rb") as file:
+                while length < end.end and (piece := file.read(min(_READ_BYTES, end.end - length))):
+                    self._hasher.update(piece)
+                    length += len(piece)
+        except FileNotFoundError:
+            length = -1
+        if length != end.end or self._hasher.hexdigest() != end.sum:
+            what = "is missing" if length < 0 else f"has {length} bytes" if length != end.end else "is damaged"
+            raise CorruptionError(
+                f"{path} {what}; {end.end} bytes of it with checksum {end.sum} are committed. Restore it from a backup."
+            )
+        self._open = self._disk.appender(path, length)
+
+    def append(self, data: bytes | memoryview, first: int) -> FileEnd:
+        """Append lines, the first of which has this seq, and say where the file ends now. Not yet synced."""
+        if self._open is not None and self._open.length >= self._segment_bytes:
+            self._close_segment(first - 1)
+        if self._open is None:
+            self._disk.make_directory(self._root / self.directory)
+            self._hasher = xxhash.xxh3_64()
+            self._open = self._disk.appender(self._root / self.directory / segment_name(first), 0)
+            if self._open.path.stat().st_size:
+                self._open.cut(0)  # left by a commit that was never finished
+        self._before = (self._open.length, self._hasher.copy())
+        self._open.append(data)
+        self._hasher.update(data)
+        return self.end()
+
+    def end(self) -> FileEnd:
+        """The open segment as it is now."""
+        assert self._open is not None
+        return FileEnd(str(self._open.path.relative_to(self._root)), self._open.length, self._hasher.hexdigest())
+
+    def ends(self) -> list[FileEnd]:
+        """The open segment, if there is one."""
+        return [self.end()] if self._open is not None else []
+
+    def sync(self) -> None:
+        """Make the appended lines durable."""
+        if self._open is not None:
+            self._open.sync()
+
+    def undo(self) -> None:
+        """Cut off what the last `append` wrote: its commit did not happen."""
+        if self._before is not None and self._open is not None:
+            length, self._hasher = self._before
+            self._open.cut(length)
+            self._before = None
+
+    def done(self) -> None:
+        """The last append is committed and cannot be undone."""
+        self._before = None
+
+    def close(self) -> None:
+        """Close the open file."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def _close_segment(self, last: int) -> None:
+        assert self._open is not None
+        end = self.end()
+        self.closed.append(closed_segment(end, last))
+        self._open.close()
+        self._open = None
+
+
+def closed_segment(end: FileEnd, last: int) -> Segment:
+    """The segment that a file is once nothing is appended to it. `last` is the seq of the commit before the next."""
+    first = int(Path(end.path).stem)
+    is_feed = end.path.startswith("outbox/")
+    return Segment(end.path, first if is_feed else None, last if is_feed else None, end.end, end.sum)
+
+
+_LINE = pa.schema(
+    [
+        ("seq", pa.int64()),
+        ("processedAt", pa.string()),
+        (
+            "record",
+            pa.struct([(f.name, pa.string() if f.name == "time" else f.type) for f in RECORD]),
+        ),
+    ]
+)
+
+
+def parse_notifications(data: bytes | memoryview) -> pa.Table:
+    """The records of whole notification lines, with the schema `STORED`."""
+    if not len(data):
+        return STORED.empty_table()
+    table = pj.read_json(
+        pa.BufferReader(data),
+        read_options=pj.ReadOptions(use_threads=False, block_size=max(len(data), 1 << 16)),
+        parse_options=pj.ParseOptions(explicit_schema=_LINE, unexpected_field_behavior="ignore"),
+    )
+    record = table.column("record").combine_chunks()
+    columns = {name: pc.struct_field(record, name) for name in RECORD.names}
+    columns["time"] = columns["time"].cast(STORED.field("time").type)
+    columns["seq"] = table.column("seq")
+    columns["processedAt"] = table.column("processedAt").cast(STORED.field("processedAt").type)
+    return pa.table([columns[name] for name in STORED.names], schema=STORED)
+
+
+def lines_after(root: Path, files: list[tuple[str, int]], seq: int) -> Iterator[tuple[int, bytes]]:
+    """The notification lines above a seq, in pieces of whole lines, as (seq of the first line, bytes).
+
+    `files` are the segments (path relative to `root`, committed end) in order. Seqs are dense, so lines are counted
+    and not parsed to find the place.
+    """
+    for index, (name, end) in enumerate(files):
+        first = int(Path(name).stem)
+        if index + 1 < len(files) and int(Path(files[index + 1][0]).stem) <= seq + 1:
+            continue
+        with (root / name).open("rb") as file:
+            position, rest = 0, b""
+            while position < end:
+                piece = file.read(min(_READ_BYTES, end - position))
+                if not piece:
+                    raise CorruptionError(f"{root / name} ends at byte {position}, {end} are committed")
+                position += len(piece)
+                data = rest + piece
+                cut = data.rfind(b"\n") + 1
+                data, rest = data[:cut], data[cut:]
+                lines = data.count(b"\n")
+                skip = min(max(seq + 1 - first, 0), lines)
+                start = 0
+                for _ in range(skip if skip < lines else 0):
+                    start = data.index(b"\n", start) + 1
+                if skip < lines:
+                    yield first + skip, data[start:]
+                first += lines
+            if rest:
+                raise CorruptionError(f"{root / name}: the committed bytes end in the middle of a line")

@@ -1,0 +1,137 @@
+"""The summary state: what was stored so far for each (destinationId, reference) and unit.
+
+Rows are (hi, lo, unit, count, positive, negative, first, last, lastSeq), where (hi, lo) is the hash of the pair; rows
+of several runs add up. Times are microseconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from store.hashing import U64
+from store.runs import I64, Run, paged
+from store.schema import SCALE
+from store.sums import from_limbs, group_sums, limbs
+
+__all__ = ["SUMMARY_SCHEMA", "added_up", "find", "of_records"]
+
+_DECIMAL = pa.decimal128(38, SCALE)
+
+SUMMARY_SCHEMA = pa.schema(
+    [
+        ("hi", pa.uint64()),
+        ("lo", pa.uint64()),
+        ("unit", pa.string()),
+        ("count", pa.int64()),
+        ("positive", _DECIMAL),
+        ("negative", _DECIMAL),
+        ("first", pa.int64()),
+        ("last", pa.int64()),
+        ("lastSeq", pa.int64()),
+    ]
+)
+
+
+def of_records(hi: U64, lo: U64, stored: pa.Table) -> Run:
+    """A run in memory of committed records whose keys hash to (hi, lo)."""
+    values = limbs(stored.column("value").combine_chunks())
+    is_positive = stored.column("type").combine_chunks().to_numpy(zero_copy_only=False) == "positive"
+    times = stored.column("time").combine_chunks().cast(pa.int64())
+    rows = pa.record_batch(
+        [
+            hi,
+            lo,
+            stored.column("unit").combine_chunks(),
+            np.ones(len(hi), dtype=np.int64),
+            from_limbs(np.where(is_positive[:, None], values, 0)),
+            from_limbs(np.where(is_positive[:, None], 0, values)),
+            times,
+            times,
+            stored.column("seq").combine_chunks(),
+        ],
+        schema=SUMMARY_SCHEMA,
+    )
+    return Run(paged(added_up(rows)))
+
+
+def added_up(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """The rows sorted by hi, lo, unit, those of the same three added up (what `merge_ranges` combines them with)."""
+    if rows.num_rows == 0:
+        return rows
+    order, starts = _groups(rows)
+    hi, lo = rows.column("hi").to_numpy(), rows.column("lo").to_numpy()
+
+    def column(name: str) -> I64:
+        return np.asarray(rows.column(name).to_numpy()[order])
+
+    return pa.record_batch(
+        [
+            hi[order[starts]],
+            lo[order[starts]],
+            rows.column("unit").take(pa.array(order[starts])),
+            np.add.reduceat(column("count"), starts),
+            from_limbs(group_sums(limbs(rows.column("positive"))[order], starts)),
+            from_limbs(group_sums(limbs(rows.column("negative"))[order], starts)),
+            np.minimum.reduceat(column("first"), starts),
+            np.maximum.reduceat(column("last"), starts),
+            np.maximum.reduceat(column("lastSeq"), starts),
+        ],
+        schema=SUMMARY_SCHEMA,
+    )
+
+
+def _groups(rows: pa.RecordBatch) -> tuple[I64, I64]:
+    """The order by hi, lo, unit, and where each group of the same three begins in it.
+
+    Sorting by hi alone is enough unless two different keys share it or a key has several units; the stable sort takes
+    linear time on what is sorted piecewise already.
+    """
+    hi, lo = rows.column("hi").to_numpy(), rows.column("lo").to_numpy()
+    units = rows.column("unit").dictionary_encode()
+    unit = units.indices.to_numpy()
+    order = np.argsort(hi, kind="stable")
+    new = _changes(hi[order])
+    if (new != (new | _changes(lo[order]) | _changes(unit[order]))).any():
+        names = units.dictionary.cast(pa.binary()).to_pylist()
+        rank = np.empty(len(names), dtype=np.int64)
+        rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+        order = np.lexsort((rank[unit], lo, hi))
+        new = _changes(hi[order]) | _changes(lo[order]) | _changes(unit[order])
+    return order, np.flatnonzero(new)
+
+
+def _changes(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Where a value differs from the one before it; the first one does."""
+    changes = np.ones(len(values), dtype=bool)
+    changes[1:] = values[1:] != values[:-1]
+    return changes
+
+
+def find(runs: Sequence[Run], hi: U64, lo: U64) -> tuple[I64, pa.RecordBatch]:
+    """What is known of keys, added up over the runs: (position in the question, row). `hi` must ascend.
+
+    A key has a row for each of its units; they are sorted by position and unit.
+    """
+    needles, found = [], []
+    for run in runs:
+        for needle, rows in run.find(hi, lo):
+            needles.append(needle)
+            found.append(rows)
+    if not needles:
+        return np.zeros(0, dtype=np.int64), _nothing()
+    needle = np.concatenate(needles)
+    rows = pa.concat_batches(found)
+    # the position takes the place of the hash, so that rows are added up by it
+    keyed = rows.set_column(0, "hi", pa.array(needle.astype(np.uint64)))
+    keyed = keyed.set_column(1, "lo", pa.array(np.zeros(len(needle), dtype=np.uint64)))
+    summed = added_up(keyed)
+    return summed.column("hi").to_numpy().astype(np.int64), summed
+
+
+def _nothing() -> pa.RecordBatch:
+    return pa.record_batch([pa.array([], type=field.type) for field in SUMMARY_SCHEMA], schema=SUMMARY_SCHEMA)
