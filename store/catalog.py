@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS intents (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, 
 """
 
 
-class CatalogDamaged(Exception):  # noqa: N818  (a state, handled by making the catalog anew)
+class CatalogDamaged(Exception):
     """The catalog cannot be read or does not fit the journal."""
 
 
@@ -143,7 +143,7 @@ class Catalog:
         """Replace everything."""
         with self._transaction():
             for table in ("meta", "files", "runs", "intents"):
-                self._db.execute(f"DELETE FROM {table}")  # noqa: S608  (names from the fixed list above)
+                self._db.execute(f"DELETE FROM {table}")
             self._db.executemany("INSERT INTO files VALUES (?,?,?,?,?,?,?,?,?)", [_values(row) for row in files])
             self._db.executemany("INSERT INTO runs VALUES (?,?,?,?,?,?,?)", [_values(row) for row in runs])
             self._set_meta(frame, digest, flushed)

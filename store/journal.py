@@ -224,8 +224,7 @@ class Journal:
     def __init__(self, disk: Disk, directory: Path, contents: JournalContents) -> None:
         self._disk = disk
         self._directory = directory
-        self._digest = contents.digest
-        self._number = contents.frames[-1].number
+        self.last = (contents.frames[-1].number, contents.digest)
         self._file: Appender = disk.appender(contents.path, contents.length)
         if contents.tail:
             self._file.cut(contents.length)
@@ -240,38 +239,32 @@ class Journal:
 
     @property
     def number(self) -> int:
-        """The number of the last frame."""
-        return self._number
-
-    @property
-    def digest(self) -> bytes:
-        """The digest of the last frame."""
-        return self._digest
+        """The number of the last frame (`last` is its number and digest)."""
+        return self.last[0]
 
     @property
     def length(self) -> int:
         """Bytes in the current file."""
         return self._file.length
 
-    def append(self, frame: Frame, *, sync: bool = True) -> None:
-        """Append one frame and sync it: this is the commit.
-
-        An `OSError` of the append leaves the journal as it was; one of the sync is final (nobody knows what is kept).
-        """
-        data, digest = _framed(frame, self._digest)
+    def write(self, frame: Frame) -> None:
+        """Append one frame. An `OSError` leaves the journal as it was."""
+        data, digest = _framed(frame, self.last[1])
         self._file.append(data)
-        if sync:
-            self._file.sync()
-        self._digest, self._number = digest, frame.number
+        self.last = (frame.number, digest)
+
+    def sync(self) -> None:
+        """Make the frame durable: this is the commit. An `OSError` is final, nobody knows what is kept."""
+        self._file.sync()
 
     def rotate(self, frame: Frame) -> None:
         """Begin a new file with a checkpoint frame and remove the files before it."""
-        data, digest = _framed(frame, self._digest)
+        data, digest = _framed(frame, self.last[1])
         path = self._directory / _name(frame.number)
         self._disk.replace(path, data)
         self._file.close()
         self._file = self._disk.appender(path, len(data))
-        self._digest, self._number = digest, frame.number
+        self.last = (frame.number, digest)
         for old in sorted(self._directory.glob("*.journal")):
             if old.name < path.name:
                 self._disk.remove(old)

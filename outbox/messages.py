@@ -1,0 +1,101 @@
+"""The notification and alert lines, a commit at a time, from columns.
+
+The format stands in the contract, section 5; golden files in the tests hold its bytes. `store.messages_sql` makes the
+same lines from stored records in SQL, which is how `verify` and `replay` check this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from store.canonical import json_strings, render_decimals, render_records, render_times
+
+__all__ = ["NO_PREVIOUS", "SingleUnit", "alert_lines", "notification_lines", "previous_of_one_unit"]
+
+NO_PREVIOUS = '{"count":0,"firstTime":null,"lastTime":null,"lastSeq":null,"totals":[]}'
+"""The summary of a record that is the first of its destinationId and reference."""
+
+_US_UTC = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True)
+class SingleUnit:
+    """Summaries whose records all have one unit, a row each. Times are int64 microseconds."""
+
+    count: pa.Array
+    first: pa.Array
+    last: pa.Array
+    last_seq: pa.Array
+    unit: pa.Array
+    positive: pa.Array
+    negative: pa.Array
+    net: pa.Array
+
+
+def previous_of_one_unit(summary: SingleUnit) -> pa.Array:
+    """The `previous` objects of summaries with one unit, as JSON texts."""
+    count = summary.count.cast(pa.string())
+    return _joined(
+        '{"count":', count,
+        ',"firstTime":"', render_times(summary.first.cast(_US_UTC)),
+        '","lastTime":"', render_times(summary.last.cast(_US_UTC)),
+        '","lastSeq":', summary.last_seq.cast(pa.string()),
+        ',"totals":[{"unit":"', json_strings(summary.unit),
+        '","count":', count,
+        ',"positive":"', render_decimals(summary.positive),
+        '","negative":"', render_decimals(summary.negative),
+        '","net":"', render_decimals(summary.net), '"}]}',
+    )  # fmt: skip
+
+
+def notification_lines(
+    seqs: pa.Array, processed_at: str, records: pa.Array, previous: pa.Array
+) -> tuple[memoryview, pa.Array]:
+    """The bytes of the notification lines. `records` and `previous` are JSON texts, a row each."""
+    lines = _joined(
+        '{"seq":', seqs.cast(pa.string()),
+        f',"processedAt":"{processed_at}","record":', records,
+        ',"previous":', previous, "}\n",
+    )  # fmt: skip
+    return _contents(lines), lines
+
+
+def alert_lines(seqs: pa.Array, processed_at: str, records: pa.Array, thresholds: pa.Array) -> memoryview:
+    """The bytes of the alert lines of these records."""
+    lines = _joined(
+        '{"seq":', seqs.cast(pa.string()),
+        f',"processedAt":"{processed_at}","record":', records,
+        ',"threshold":"', render_decimals(thresholds), '"}\n',
+    )  # fmt: skip
+    return _contents(lines)
+
+
+def canonical_records(rows: pa.Table) -> pa.Array:
+    """The records as canonical JSON objects."""
+    return render_records(rows)
+
+
+def _joined(*pieces: str | pa.Array) -> pa.Array:
+    """Texts and columns joined row by row; pyarrow does it without the interpreter lock."""
+    return pc.binary_join_element_wise(*pieces, "")
+
+
+def _contents(lines: pa.Array) -> memoryview:
+    """The joined bytes of a string array: its data buffer, which nothing needs to copy."""
+    if not len(lines):
+        return memoryview(b"")
+    offsets = memoryview(lines.buffers()[1]).cast("i")
+    begin, end = offsets[lines.offset], offsets[lines.offset + len(lines)]
+    return memoryview(lines.buffers()[2])[begin:end]
+
+
+def total_objects(totals: Sequence[tuple[str, int, str, str, str]]) -> str:
+    """The `totals` array of a summary with several units: (JSON text of the unit, count, positive, negative, net)."""
+    return ",".join(
+        f'{{"unit":{unit},"count":{count},"positive":"{positive}","negative":"{negative}","net":"{net}"}}'
+        for unit, count, positive, negative, net in totals
+    )

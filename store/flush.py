@@ -1,0 +1,131 @@
+"""A flush: hot rows become Parquet files and runs, at once for every reader and after any crash.
+
+Staged and synced outside every glob, read back, named in an intent, renamed into place, sealed in the catalog. What a
+crash leaves half done is rolled forward from the intent (`move_into_place`), because everything it names is staged.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import xxhash
+
+from store import index, summaries
+from store.catalog import Catalog, Intent, Move, RunRow
+from store.errors import CorruptionError
+from store.files import Disk
+from store.hot import Hot
+from store.parquet import day_directory, describe, partitions, write_partition
+from store.runs import Run, map_run, merge_ranges, tier_to_merge
+
+__all__ = ["KINDS", "STAGING", "checksum_of", "clear_staging", "merge_tier", "move_into_place", "stage", "write_run"]
+
+STAGING = "internal/staging"
+KINDS = {"index": index.INDEX_SCHEMA, "summaries": summaries.SUMMARY_SCHEMA}
+_COMBINE = {"index": index.sorted_entries, "summaries": summaries.added_up}
+
+
+@dataclass(frozen=True)
+class _Target:
+    """Where the files of one flush go: names that are never used twice, because seqs are not."""
+
+    first_seq: int
+    last_seq: int
+
+    @property
+    def stem(self) -> str:
+        return f"{self.first_seq:020d}-{self.last_seq:020d}"
+
+
+def stage(disk: Disk, root: Path, hot: Hot) -> Intent:
+    """Write everything of a flush into the staging directory, synced and read back."""
+    first_seq = hot.tables[0].column("seq")[0].as_py()
+    target = _Target(first_seq, first_seq + hot.rows - 1)
+    staging = root / STAGING
+    disk.make_directory(staging)
+    moves, files, runs = [], [], []
+    rows = pa.concat_tables(hot.tables)
+    for number, partition in enumerate(partitions(rows)):
+        source = staging / f"{target.stem}.{number}.parquet"
+        write_partition(partition, source, (target.first_seq, target.last_seq))
+        disk.sync_file(source)
+        row = describe(source, f"{day_directory(partition.day)}/{target.stem}.parquet", partition.day)
+        files.append(row)
+        moves.append(Move(str(source.relative_to(root)), row.name))
+    if sum(row.rows for row in files) != hot.rows:
+        raise CorruptionError(f"a flush of {hot.rows} rows read back {sum(row.rows for row in files)}")
+    for kind, pieces in (("index", hot.index), ("summaries", hot.summaries)):
+        source = staging / f"{target.stem}.{kind}.arrow"
+        name = f"internal/{kind}/{target.stem}.arrow"
+        runs.append(write_run(disk, source, kind, name, pieces, (target.first_seq, target.last_seq)))
+        moves.append(Move(str(source.relative_to(root)), name))
+    disk.sync_directory(staging)
+    return Intent(target.first_seq, target.last_seq, moves, files, runs)
+
+
+def write_run(
+    disk: Disk, path: Path, kind: str, name: str, runs: tuple[Run, ...] | list[Run], seqs: tuple[int, int]
+) -> RunRow:
+    """Merge runs into one file, a range of hashes at a time, synced. It will be called `name`."""
+    rows = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, KINDS[kind]) as writer:
+        for page in merge_ranges(runs, _COMBINE[kind]):
+            writer.write_batch(page)
+            rows += page.num_rows
+    disk.sync_file(path)
+    size, checksum = checksum_of(path)
+    return RunRow(name, kind, rows, *seqs, size, checksum)
+
+
+def move_into_place(disk: Disk, root: Path, intent: Intent) -> None:
+    """Rename what is staged to its names. Done again after a crash it goes on where it stopped."""
+    for move in intent.moves:
+        source, target = root / move.source, root / move.target
+        disk.make_directory(target.parent)
+        if source.exists():
+            disk.rename(source, target)
+        elif not target.exists():
+            raise CorruptionError(f"{target} of the flush of seqs {intent.first_seq} to {intent.last_seq} is lost")
+    for directory in sorted({(root / move.target).parent for move in intent.moves}):
+        disk.sync_directory(directory)
+
+
+def merge_tier(disk: Disk, root: Path, catalog: Catalog, kind: str, rows: list[RunRow]) -> tuple[list[str], Run, RunRow] | None:
+    """Merge one full size class of a kind's runs. Returns the names that are gone and the new run with its row, or None.
+    """
+    chosen = [rows[number] for number in tier_to_merge([row.rows for row in rows])]
+    if not chosen:
+        return None
+    seqs = (min(row.min_seq for row in chosen), max(row.max_seq for row in chosen))
+    newest = max(row.name for row in chosen)
+    name = f"internal/{kind}/{Path(newest).stem.split('.')[0]}.{len(chosen)}-{sum(row.rows for row in chosen)}.arrow"
+    staged = root / STAGING / Path(name).name
+    runs = [map_run(root / row.name, row.name) for row in chosen]
+    merged = write_run(disk, staged, kind, name, runs, seqs)
+    disk.rename(staged, root / name)
+    disk.sync_directory((root / name).parent)
+    gone = [row.name for row in chosen]
+    catalog.exchange_runs(gone, merged)
+    for old in gone:
+        disk.remove(root / old)  # a mapping keeps the bytes for whoever still reads them
+    return gone, map_run(root / name, name), merged
+
+
+def clear_staging(disk: Disk, root: Path) -> None:
+    """Remove what an unfinished flush left: nothing names it."""
+    if (root / STAGING).is_dir():
+        for path in (root / STAGING).iterdir():
+            disk.remove(path)
+
+
+def checksum_of(path: Path) -> tuple[int, str]:
+    """Size and xxh3-64 (hex) of a file."""
+    hasher = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            hasher.update(piece)
+        return os.fstat(file.fileno()).st_size, hasher.hexdigest()
+

@@ -1,0 +1,333 @@
+"""What a start finds on disk, made whole: from the journal, the one truth, to everything that is derived from it.
+
+Only bytes that no frame covers are cut (nobody was ever answered for them), and they go into `internal/quarantine/`,
+not away. Committed bytes that are missing or changed stop the start with a message that names them.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from store.catalog import Catalog, CatalogDamaged, FileRow, RunRow
+from store.errors import CorruptionError
+from store.files import Disk
+from store.flush import STAGING, clear_staging, move_into_place, write_run
+from store.hashing import Hasher
+from store.hot import Committed, Hot
+from store.journal import Checkpoint, FileEnd, Frame, InputState, JournalContents, RulesFrom, Segment
+from store.log import closed_segment, lines_after, parse_notifications
+from store.outcomes import MAX_PROBLEMS, Answer
+from store.parquet import FLUSH_KEY, day_directory, describe
+from store.runs import Run
+from store.schema import STORED
+
+__all__ = ["JournalState", "committed", "open_catalog", "quarantine_tails", "recover_hot", "state_of"]
+
+logger = logging.getLogger("oncelake.recovery")
+
+QUARANTINE = "internal/quarantine"
+LOGS = ("outbox/notifications", "outbox/alerts", "rejected")
+
+
+@dataclass
+class JournalState:
+    """What the frames say, folded: where every file ends, the rules by seq, the input files under way."""
+
+    seq: int = 0
+    processed_at: int = 0
+    segments: dict[str, list[Segment]] = field(default_factory=lambda: {log: [] for log in LOGS})
+    ends: dict[str, FileEnd] = field(default_factory=dict)
+    rules: list[RulesFrom] = field(default_factory=list)
+    inputs: dict[str, InputState] = field(default_factory=dict)
+
+    def checkpoint(self) -> Checkpoint:
+        """All of it, for the first frame of a journal file."""
+        segments = [segment for log in LOGS for segment in self.segments[log]]
+        return Checkpoint(segments, self.rules, list(self.inputs.values()), list(self.ends.values()))
+
+    def apply(self, frame: Frame) -> None:
+        """One more frame."""
+        if frame.checkpoint is not None:
+            self._restore(frame.checkpoint)
+        for end in frame.files:
+            log = str(Path(end.path).parent)
+            before = self.ends.get(log)
+            if before is not None and before.path != end.path:
+                self.segments[log].append(closed_segment(before, frame.first_seq - 1))
+            self.ends[log] = end
+        for state in frame.inputs:
+            self.inputs[state.path] = added(self.inputs.get(state.path), state)
+        for path in frame.closed:
+            self.inputs.pop(path, None)
+        if frame.rules is not None:
+            self.rules.append(RulesFrom(frame.first_seq, frame.rules))
+        self.seq, self.processed_at = frame.last_seq, frame.processed_at
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.segments = {log: [] for log in LOGS}
+        for segment in checkpoint.segments:
+            self.segments[str(Path(segment.path).parent)].append(segment)
+        self.ends = {str(Path(end.path).parent): end for end in checkpoint.files}
+        self.rules = list(checkpoint.rules)
+        self.inputs = {state.path: state for state in checkpoint.inputs}
+
+
+def added(before: InputState | None, step: InputState) -> InputState:
+    """An input's state after a commit whose frame holds `step`: counts are totals there, problems only the new ones."""
+    if before is None or before.sha256 != step.sha256 or before.started_at_us != step.started_at_us:
+        return step
+    problems = (before.answer.problems + step.answer.problems)[:MAX_PROBLEMS]
+    answer = step.answer
+    return InputState(
+        step.path, step.bytes, step.sha256, step.started_at_us, step.position,
+        Answer(
+            answer.received, answer.accepted, answer.duplicate, answer.conflict, answer.rejected,
+            answer.first_seq, answer.last_seq, problems, answer.conflict + answer.rejected > len(problems),
+        ),
+        step.done, step.failure,
+    )  # fmt: skip
+
+
+def state_of(contents: JournalContents) -> JournalState:
+    """The frames of a journal file, folded."""
+    state = JournalState()
+    for frame in contents.frames:
+        state.apply(frame)
+    return state
+
+
+def committed(state: JournalState) -> list[tuple[str, int]]:
+    """The notification segments in order: path relative to the data directory, committed length."""
+    log = "outbox/notifications"
+    segments = [(segment.path, segment.bytes) for segment in state.segments[log]]
+    return segments + ([(state.ends[log].path, state.ends[log].end)] if log in state.ends else [])
+
+
+def quarantine_tails(disk: Disk, root: Path, state: JournalState, journal_tail: bytes) -> None:
+    """Copy what no frame covers into quarantine and cut it off the logs."""
+    if journal_tail:
+        _quarantine(disk, root, f"journal-{state.seq}.tail", journal_tail)
+    for log in LOGS:
+        known = {segment.path: segment.bytes for segment in state.segments[log]}
+        if log in state.ends:
+            known[state.ends[log].path] = state.ends[log].end
+        for path in sorted((root / log).glob("*.jsonl")):
+            end = known.get(str(path.relative_to(root)), 0)
+            size = path.stat().st_size
+            if size > end:
+                with path.open("rb") as file:
+                    file.seek(end)
+                    _quarantine(disk, root, f"{log.replace('/', '-')}-{path.stem}-{end}-{size}.tail", file.read())
+            if end == 0:
+                disk.remove(path)
+            elif size > end:
+                appender = disk.appender(path, end)
+                appender.cut(end)
+                appender.close()
+
+
+def _quarantine(disk: Disk, root: Path, name: str, data: bytes) -> None:
+    logger.warning("%d bytes that no commit covers go to %s/%s", len(data), QUARANTINE, name)
+    disk.make_directory(root / QUARANTINE)
+    disk.write(root / QUARANTINE / name, data)
+    disk.sync_directory(root / QUARANTINE)
+
+
+@dataclass(frozen=True)
+class CatalogState:
+    """The open catalog and what it holds."""
+
+    catalog: Catalog
+    flushed: int
+    files: list[FileRow]
+    runs: list[RunRow]
+
+
+def open_catalog(disk: Disk, root: Path, hasher: Hasher, contents: JournalContents) -> CatalogState:
+    """Open the catalog, roll a half-done flush forward, and make it anew where it is lost or does not fit."""
+    path = root / "internal" / "catalog.sqlite"
+    state: CatalogState | None = None
+    fresh = not path.exists()
+    try:
+        catalog = Catalog(path, fsync=disk.fsync)
+        state = _fitting(disk, root, catalog, contents)
+    except CatalogDamaged as error:
+        if not (fresh and contents.frames[-1].last_seq == 0):
+            logger.error("the catalog is made anew from the journal and the Parquet files: %s", error)
+    if state is not None:
+        clear_staging(disk, root)
+        return state
+    for suffix in ("", "-wal", "-shm"):
+        if (damaged := path.with_name(path.name + suffix)).exists():
+            disk.remove(damaged)
+    return _made_anew(disk, root, hasher, Catalog(path, fsync=disk.fsync), contents)
+
+
+def _fitting(disk: Disk, root: Path, catalog: Catalog, contents: JournalContents) -> CatalogState:
+    """What the catalog holds if it fits the journal and the files; `CatalogDamaged` if not."""
+    meta, files, runs, intents = catalog.read()
+    if meta is None:
+        raise CatalogDamaged("it is empty")
+    last = contents.frames[-1]
+    if meta.frame > last.number or meta.flushed > last.last_seq:
+        raise CorruptionError(
+            f"the journal ends with commit {last.number} (seq {last.last_seq}), but the catalog knows commit "
+            f"{meta.frame} (seq {meta.flushed}): the end of the journal was lost. Restore internal/journal from a "
+            "backup; the records are still in records/ and outbox/."
+        )
+    for intent in intents:
+        move_into_place(disk, root, intent)
+        catalog.seal(intent, last.number, contents.digest.hex())
+    if intents:
+        meta, files, runs, intents = catalog.read()
+        assert meta is not None
+    on_disk = {str(path.relative_to(root)) for path in root.glob("records/**/*.parquet")}
+    if missing := sorted({row.name for row in files} - on_disk):
+        raise CorruptionError(
+            f"{root / missing[0]} is missing ({len(missing)} Parquet files are): restore it from a backup"
+        )
+    if extra := sorted(on_disk - {row.name for row in files}):
+        raise CatalogDamaged(f"{extra[0]} is not in it ({len(extra)} such files)")
+    for run in runs:
+        if not (root / run.name).exists() or (root / run.name).stat().st_size != run.bytes:
+            raise CatalogDamaged(f"{run.name} is missing or of another size")
+    for kind in ("index", "summaries"):
+        for orphan in set((root / "internal" / kind).glob("*.arrow")) - {root / run.name for run in runs}:
+            disk.remove(orphan)
+    return CatalogState(catalog, meta.flushed, files, runs)
+
+
+def _made_anew(
+    disk: Disk, root: Path, hasher: Hasher, catalog: Catalog, contents: JournalContents
+) -> CatalogState:
+    """The catalog from the footers of the Parquet files, the index and the summaries from their rows.
+
+    A flush that was cut in the middle is completed from the staging directory.
+    """
+    flushes: dict[tuple[int, int], list[FileRow]] = {}
+    staged: dict[tuple[int, int], list[tuple[Path, int]]] = {}
+    for path in sorted((root / STAGING).glob("*.parquet")):
+        if (found := _flush_of(path)) is not None:
+            staged.setdefault(found, []).append((path, _day_of(path)))
+    for path in sorted(root.glob("records/**/*.parquet")):
+        name = str(path.relative_to(root))
+        found = _flush_of(path)
+        if found is None:
+            raise CorruptionError(f"{path} was not written by oncelake: move it out of {root / 'records'}")
+        flushes.setdefault(found, []).append(describe(path, name, _day_of(path)))
+    files: list[FileRow] = []
+    flushed = 0
+    for (first, last), rows in sorted(flushes.items()):
+        missing = last - first + 1 - sum(row.rows for row in rows)
+        if missing:
+            rows.extend(_completed(disk, root, (first, last), rows, staged.get((first, last), [])))
+        if first != flushed + 1 or sum(row.rows for row in rows) != last - first + 1:
+            raise CorruptionError(
+                f"the Parquet files hold seqs 1 to {flushed} and {first} to {last}: between them, or among them, "
+                "records are missing. Restore records/ from a backup."
+            )
+        flushed = last
+        files.extend(rows)
+    if flushed > contents.frames[-1].last_seq:
+        raise CorruptionError(
+            f"the Parquet files reach seq {flushed}, the journal only {contents.frames[-1].last_seq}: the end of the "
+            "journal was lost. Restore internal/journal from a backup."
+        )
+    clear_staging(disk, root)
+    runs = rebuild_runs(disk, root, hasher, files, flushed)
+    catalog.make_anew(files, runs, contents.frames[-1].number, contents.digest.hex(), flushed)
+    return CatalogState(catalog, flushed, files, runs)
+
+
+def _completed(
+    disk: Disk, root: Path, seqs: tuple[int, int], rows: list[FileRow], staged: list[tuple[Path, int]]
+) -> list[FileRow]:
+    """Move those partitions of a half-renamed flush into place that are still staged."""
+    moved = []
+    have = {row.day for row in rows}
+    for path, day in staged:
+        if day not in have:
+            name = f"{day_directory(day)}/{seqs[0]:020d}-{seqs[1]:020d}.parquet"
+            disk.make_directory((root / name).parent)
+            disk.rename(path, root / name)
+            disk.sync_directory((root / name).parent)
+            moved.append(describe(root / name, name, day))
+    return moved
+
+
+def rebuild_runs(disk: Disk, root: Path, hasher: Hasher, files: list[FileRow], flushed: int) -> list[RunRow]:
+    """Index and summaries anew from the Parquet files, a file at a time."""
+    disk.make_directory(root / STAGING)
+    for kind in ("index", "summaries"):
+        disk.make_directory(root / "internal" / kind)
+        for old in (root / "internal" / kind).glob("*.arrow"):
+            disk.remove(old)
+    if not flushed:
+        return []
+    pieces: dict[str, list[Run]] = {"index": [], "summaries": []}
+    for row in files:
+        rows = pq.read_table(root / row.name, columns=STORED.names, partitioning=None).cast(STORED)
+        hot = Hot().added(hashed(hasher, rows.combine_chunks()))
+        pieces["index"].extend(hot.index)
+        pieces["summaries"].extend(hot.summaries)
+    made = []
+    for kind, runs in pieces.items():
+        name = f"internal/{kind}/{1:020d}-{flushed:020d}.rebuilt.arrow"
+        staged = root / STAGING / Path(name).name
+        made.append(write_run(disk, staged, kind, name, runs, (1, flushed)))
+        staged = root / STAGING / Path(name).name
+        disk.rename(staged, root / name)
+        disk.sync_directory((root / name).parent)
+    return made
+
+
+def hashed(hasher: Hasher, rows: pa.Table) -> Committed:
+    """Stored rows with the hashes that index and summaries keep."""
+    id_hi, id_lo = hasher.identify(rows.column("recordId").combine_chunks())
+    key_hi, key_lo = hasher.keys(
+        rows.column("destinationId").combine_chunks(), rows.column("reference").combine_chunks()
+    )
+    return Committed(rows, id_hi, id_lo, hasher.fingerprint(rows), key_hi, key_lo)
+
+
+def recover_hot(root: Path, hasher: Hasher, state: JournalState, flushed: int) -> Hot:
+    """The committed records that are not in the Parquet yet, from the notification log."""
+    hot = Hot()
+    expected = flushed + 1
+    for first, data in lines_after(root, committed(state), flushed):
+        rows = parse_notifications(data)
+        seqs = rows.column("seq").to_numpy()
+        if first != expected or not np.array_equal(seqs, np.arange(first, first + len(seqs))):
+            raise CorruptionError(f"outbox/notifications: seq {expected} is missing or out of order near {first}")
+        hot = hot.added(hashed(hasher, rows))
+        expected += len(seqs)
+    if expected != state.seq + 1:
+        raise CorruptionError(
+            f"outbox/notifications ends at seq {expected - 1}, seq {state.seq} is committed and {flushed} is in the "
+            "Parquet: restore the segments from a backup"
+        )
+    return hot
+
+
+def _flush_of(path: Path) -> tuple[int, int] | None:
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        first, last = metadata[FLUSH_KEY].decode().split("-")
+        return int(first), int(last)
+    except KeyError:
+        return None
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise CorruptionError(f"{path} is damaged ({error}): restore it from a backup") from error
+
+
+def _day_of(path: Path) -> int:
+    times = pc.min_max(pq.read_table(path, columns=["time"], partitioning=None).column("time").cast(pa.int64()))
+    return int(times["min"].as_py() // 86_400_000_000)
+

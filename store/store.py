@@ -1,0 +1,395 @@
+"""The store: one data directory, owned by one process, with its commit, its snapshots and its flushes.
+
+Two threads write: the committer calls `commit`, the flusher calls `flush_once` and `merge_once`. Readers take
+snapshots and never wait for either. What changes together is one immutable `_View`, exchanged in one step.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from store import index, summaries
+from store.catalog import Catalog, FileRow, Intent, RunRow
+from store.errors import CorruptionError, DiskFullError, OncelakeError, StoppingError
+from store.files import Disk, Lock, is_disk_full
+from store.flush import clear_staging, merge_tier, move_into_place, stage
+from store.hashing import U64, Hasher
+from store.hot import Committed, Hot
+from store.identity import Identity, load_identity
+from store.index import Hits
+from store.journal import Checkpoint, Frame, InputState, Journal, Rules, read_journal
+from store.log import FEEDS, Log
+from store.lookup import rows_at
+from store.recovery import LOGS, open_catalog, quarantine_tails, recover_hot, state_of
+from store.runs import I64, Run, map_run
+from store.snapshot import SealedFile, Snapshot
+
+__all__ = ["Commit", "Store", "StoreSettings"]
+
+logger = logging.getLogger("oncelake.store")
+
+_JOURNAL_BYTES = 1 << 20
+"""A journal file is folded into a checkpoint beyond this."""
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """How a store is kept. `hot_rows` and `hot_bytes` are the bounds at which commits wait for the flush."""
+
+    root: Path
+    fsync: bool = True
+    flush_rows: int = 500_000
+    flush_bytes: int = 192 << 20
+    segment_bytes: int = 256 << 20
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What one commit writes. The lines are whole; `committed` is None where nothing was accepted."""
+
+    processed_at_us: int
+    committed: Committed | None = None
+    notifications: bytes | memoryview = b""
+    alerts: bytes | memoryview = b""
+    dead_letters: bytes = b""
+    inputs: tuple[InputState, ...] = ()
+    closed: tuple[str, ...] = ()
+    rules: Rules | None = None
+
+
+@dataclass(frozen=True)
+class _View:
+    """What changes together. `frozen` is being flushed, `active` takes commits; runs are those on disk."""
+
+    seq: int
+    flushed: int
+    files: tuple[SealedFile, ...]
+    frozen: Hot
+    active: Hot
+    index: tuple[Run, ...]
+    summaries: tuple[Run, ...]
+
+
+class Store:
+    """An open data directory. `Store(settings)` recovers what a crash left; see `store.recovery`."""
+
+    def __init__(self, settings: StoreSettings, *, disk: Disk | None = None) -> None:
+        self.settings = settings
+        self.root = settings.root
+        self.disk = disk or Disk(fsync=settings.fsync)
+        self.disk.make_directory(self.root)
+        self._lock = Lock(self.root / "lock")
+        self._exchange = threading.Lock()
+        self._room = threading.Condition(self._exchange)
+        self.failure: OncelakeError | OSError | None = None
+        self._committed_written = -1
+        self._intent: Intent | None = None
+        try:
+            identity = load_identity(self.root, self.disk)
+            assert identity is not None
+            self.identity: Identity = identity
+            self.hasher = Hasher(bytes.fromhex(identity.seed), identity.hash_bits)
+            self._recover()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _recover(self) -> None:
+        directory = self.root / "internal" / "journal"
+        for name in (*LOGS, "internal/journal", "internal/index", "internal/summaries", "records"):
+            self.disk.make_directory(self.root / name)
+        contents = read_journal(directory)
+        if contents is None:
+            if any((self.root / "outbox").glob("*/*.jsonl")) or any(self.root.glob("records/**/*.parquet")):
+                raise CorruptionError(f"{directory} is empty, and {self.root} holds records: restore it from a backup")
+            first = Frame(0, 1, 0, 0, checkpoint=Checkpoint())
+            contents = Journal.create(self.disk, directory, first)
+        self.state = state_of(contents)
+        self._check_committed()
+        quarantine_tails(self.disk, self.root, self.state, contents.tail)
+        self._logs: dict[str, Log] = {}
+        for name in LOGS:
+            self._logs[name] = Log(self.disk, self.root, name, self.settings.segment_bytes)
+            self._logs[name].restore(self.state.segments[name], self.state.ends.get(name))
+        catalog = open_catalog(self.disk, self.root, self.hasher, contents)
+        self._catalog: Catalog = catalog.catalog
+        self._run_rows: list[RunRow] = catalog.runs
+        self._journal = Journal(self.disk, directory, contents)
+        runs: dict[str, list[Run]] = {"index": [], "summaries": []}
+        for row in catalog.runs:
+            runs[row.kind].append(map_run(self.root / row.name, row.name))
+        self._view = _View(
+            seq=self.state.seq,
+            flushed=catalog.flushed,
+            files=tuple(_sealed(self.root, row) for row in catalog.files),
+            frozen=Hot(),
+            active=recover_hot(self.root, self.hasher, self.state, catalog.flushed),
+            index=tuple(runs["index"]),
+            summaries=tuple(runs["summaries"]),
+        )
+        self.write_committed()
+
+    def _check_committed(self) -> None:
+        """`committed.json` follows the commits, so a journal that ends before it has lost its end."""
+        for feed in FEEDS:
+            path = self.root / "outbox" / feed / "committed.json"
+            try:
+                told = msgspec.json.decode(path.read_bytes(), type=dict[str, int])["seq"]
+            except (FileNotFoundError, msgspec.MsgspecError, KeyError):
+                continue
+            if told > self.state.seq:
+                raise CorruptionError(
+                    f"{path} says that seq {told} is committed, but the journal ends at seq {self.state.seq}: the end "
+                    "of the journal was lost. Restore internal/journal from a backup; the lines are still in the outbox."
+                )
+
+    # -- reading
+
+    @property
+    def seq(self) -> int:
+        """The newest committed seq."""
+        return self._view.seq
+
+    @property
+    def flushed(self) -> int:
+        """The newest seq that is in the Parquet, and all before it."""
+        return self._view.flushed
+
+    @property
+    def hot_rows(self) -> int:
+        """Committed records that are not in the Parquet yet."""
+        view = self._view
+        return view.frozen.rows + view.active.rows
+
+    @property
+    def hot_bytes(self) -> int:
+        """What they take in memory."""
+        view = self._view
+        return view.frozen.bytes + view.active.bytes
+
+    def snapshot(self) -> Snapshot:
+        """What a read sees, in one step."""
+        view = self._view
+        return Snapshot(view.seq, view.flushed, view.files, view.frozen.tables + view.active.tables)
+
+    def find_ids(self, hi: U64, lo: U64) -> Hits:
+        """Index rows that share a hash with one of these; `hi` must ascend."""
+        view = self._view
+        return index.find((*view.active.index, *view.frozen.index, *view.index), hi, lo)
+
+    def find_summaries(self, hi: U64, lo: U64) -> tuple[I64, pa.RecordBatch]:
+        """What is known of keys by unit, as (position in the question, row of `SUMMARY_SCHEMA`); `hi` must ascend."""
+        view = self._view
+        return summaries.find((*view.active.summaries, *view.frozen.summaries, *view.summaries), hi, lo)
+
+    def rows_at(self, days: I64, seqs: I64) -> pa.Table:
+        """The stored rows with these seqs; see `store.lookup`."""
+        return rows_at(self.snapshot(), days, seqs)
+
+    def find(self, record_id: str) -> pa.Table | None:
+        """The stored record with this recordId (one row, schema `STORED`), or None."""
+        hi, lo = self.hasher.identify(pa.array([record_id], pa.string()))
+        view = self._view
+        hits = index.find((*view.active.index, *view.frozen.index, *view.index), hi, lo)
+        if not len(hits.seq):
+            return None
+        snapshot = Snapshot(view.seq, view.flushed, view.files, view.frozen.tables + view.active.tables)
+        rows = rows_at(snapshot, hits.day, hits.seq)
+        rows = rows.filter(pc.equal(rows.column("recordId"), record_id))
+        return rows if rows.num_rows else None
+
+    @property
+    def rules(self) -> Rules | None:
+        """The alert rules in force; None before the first commit."""
+        return self.state.rules[-1].rules if self.state.rules else None
+
+    # -- committing (one thread)
+
+    def commit(self, commit: Commit) -> None:
+        """Make one commit durable and visible: lines, then the journal frame, then memory.
+
+        `DiskFullError`: nothing of it happened, and it may be tried again. `StoppingError`: its outcome is unknown
+        until the next start, and no further commit is taken.
+        """
+        if self.failure is not None:
+            raise StoppingError(f"the store stopped after a failed write: {self.failure}")
+        rows = commit.committed.rows.num_rows if commit.committed else 0
+        first = self._view.seq + 1
+        ends = []
+        touched: list[Log] = []
+        try:
+            for name, data, key in (
+                ("outbox/notifications", commit.notifications, first),
+                ("outbox/alerts", commit.alerts, first),
+                ("rejected", commit.dead_letters, self._journal.number + 1),
+            ):
+                if len(data):
+                    touched.append(self._logs[name])
+                    ends.append(self._logs[name].append(data, key))
+        except OSError as error:
+            raise self._undone(touched, error) from error
+        frame = Frame(
+            number=self._journal.number + 1,
+            first_seq=first,
+            last_seq=first + rows - 1,
+            processed_at=commit.processed_at_us,
+            files=ends,
+            inputs=list(commit.inputs),
+            closed=list(commit.closed),
+            rules=commit.rules,
+        )
+        try:
+            for log in touched:
+                log.sync()
+        except OSError as error:
+            raise self._failed(error) from error
+        try:
+            self._journal.write(frame)
+        except OSError as error:
+            raise self._undone(touched, error) from error
+        try:
+            self._journal.sync()
+        except OSError as error:
+            raise self._failed(error) from error
+        for log in touched:
+            log.done()
+        self.state.apply(frame)
+        with self._exchange:
+            view = self._view
+            active = view.active.added(commit.committed) if commit.committed else view.active
+            self._view = replace(view, seq=frame.last_seq, active=active)
+        if self._journal.length > _JOURNAL_BYTES:
+            self._fold_journal()
+
+    def _fold_journal(self) -> None:
+        """Begin a new journal file with everything that is still needed. Without room for it the old one goes on."""
+        frame = Frame(
+            self._journal.number + 1,
+            self.state.seq + 1,
+            self.state.seq,
+            self.state.processed_at,
+            checkpoint=self.state.checkpoint(),
+        )
+        try:
+            self._journal.rotate(frame)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise self._failed(error) from error
+
+    def _undone(self, touched: list[Log], error: OSError) -> OncelakeError:
+        """Take back lines that were written and not yet committed."""
+        try:
+            for log in touched:
+                log.undo()
+        except OSError as second:
+            return self._failed(second)
+        if is_disk_full(error):
+            return DiskFullError(f"no room on the device of {self.root}: nothing was stored, make room and try again")
+        return self._failed(error)
+
+    def _failed(self, error: OSError) -> OncelakeError:
+        logger.critical("a write of the store failed, it must be started again: %s", error)
+        self.failure = error
+        return StoppingError(f"a write to {self.root} failed ({error}): the outcome is known after a restart")
+
+    def write_committed(self) -> None:
+        """Let `committed.json` of both feeds follow the commits; called at least once a second."""
+        seq = self._view.seq
+        if seq == self._committed_written:
+            return
+        for feed in FEEDS:
+            self.disk.replace(self.root / "outbox" / feed / "committed.json", b'{"seq": %d}\n' % seq)
+        self._committed_written = seq
+
+    # -- flushing (one thread)
+
+    def flush_once(self) -> int:
+        """Put everything that is committed now into Parquet. Returns the number of records.
+
+        Where it fails for want of room the hot rows stay and the next call tries again.
+        """
+        with self._exchange:
+            if not self._view.frozen.rows:
+                if not self._view.active.rows:
+                    return 0
+                self._view = replace(self._view, frozen=self._view.active, active=Hot())
+            frozen = self._view.frozen
+        try:
+            if self._intent is None:
+                clear_staging(self.disk, self.root)
+                staged = stage(self.disk, self.root, frozen)
+                self._catalog.intend(staged)
+                self._intent = staged
+            intent = self._intent
+            move_into_place(self.disk, self.root, intent)
+            number, digest = self._journal.last
+            self._catalog.seal(intent, number, digest.hex())
+        except OSError as error:
+            if is_disk_full(error):
+                raise DiskFullError(f"no room on the device of {self.root} to flush {frozen.rows} records") from error
+            raise
+        self._intent = None
+        added = {row.kind: map_run(self.root / row.name, row.name) for row in intent.runs}
+        self._run_rows.extend(intent.runs)
+        with self._room:
+            view = self._view
+            self._view = replace(
+                view,
+                flushed=intent.last_seq,
+                files=view.files + tuple(_sealed(self.root, row) for row in intent.files),
+                frozen=Hot(),
+                index=(*view.index, added["index"]),
+                summaries=(*view.summaries, added["summaries"]),
+            )
+            self._room.notify_all()
+        return frozen.rows
+
+    def merge_once(self) -> bool:
+        """Merge one tier of runs, if one is full. Returns whether there was one."""
+        for kind in ("index", "summaries"):
+            rows = [row for row in self._run_rows if row.kind == kind]
+            merged = merge_tier(self.disk, self.root, self._catalog, kind, rows)
+            if merged is None:
+                continue
+            gone, run, row = merged
+            self._run_rows = [old for old in self._run_rows if old.name not in gone] + [row]
+            with self._exchange:
+                kept = tuple(old for old in getattr(self._view, kind) if old.name not in gone)
+                self._view = replace(self._view, **{kind: (*kept, run)})
+            return True
+        return False
+
+    def wait_for_room(self, rows: int, size: int, timeout_s: float) -> bool:
+        """Wait until fewer than so many hot rows and bytes are left; False where the time is up first."""
+        with self._room:
+            return self._room.wait_for(lambda: self.hot_rows < rows and self.hot_bytes < size, timeout_s)
+
+    def close(self) -> None:
+        """Give the directory free. What is hot stays in the log, for the next start."""
+        self._catalog.close()
+        self._journal.close()
+        for log in self._logs.values():
+            log.close()
+        self._lock.release()
+
+
+def _sealed(root: Path, row: FileRow) -> SealedFile:
+    return SealedFile(
+        path=root / row.name,
+        name=row.name,
+        day=row.day,
+        rows=row.rows,
+        min_seq=row.min_seq,
+        max_seq=row.max_seq,
+        min_time_us=row.min_time,
+        max_time_us=row.max_time,
+        bytes=row.bytes,
+        sum=row.sum,
+    )
