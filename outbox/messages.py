@@ -6,18 +6,24 @@ same lines from stored records in SQL, which is how `verify` and `replay` check 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, localcontext
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
+from store.canonical import json_strings, render_decimals, render_times
 
-from store.canonical import json_strings, render_decimals, render_records, render_times
-
-__all__ = ["NO_PREVIOUS", "SingleUnit", "alert_lines", "notification_lines", "previous_of_one_unit"]
+__all__ = ["NO_PREVIOUS", "SingleUnit", "alert_lines", "notification_lines", "previous_of_many_units", "previous_of_one_unit"]
 
 NO_PREVIOUS = '{"count":0,"firstTime":null,"lastTime":null,"lastSeq":null,"totals":[]}'
 """The summary of a record that is the first of its destinationId and reference."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DIGITS = 60
+"""Of the decimal context: more than any sum has."""
 
 _US_UTC = pa.timestamp("us", tz="UTC")
 
@@ -54,14 +60,14 @@ def previous_of_one_unit(summary: SingleUnit) -> pa.Array:
 
 def notification_lines(
     seqs: pa.Array, processed_at: str, records: pa.Array, previous: pa.Array
-) -> tuple[memoryview, pa.Array]:
+) -> memoryview:
     """The bytes of the notification lines. `records` and `previous` are JSON texts, a row each."""
     lines = _joined(
         '{"seq":', seqs.cast(pa.string()),
         f',"processedAt":"{processed_at}","record":', records,
         ',"previous":', previous, "}\n",
     )  # fmt: skip
-    return _contents(lines), lines
+    return _contents(lines)
 
 
 def alert_lines(seqs: pa.Array, processed_at: str, records: pa.Array, thresholds: pa.Array) -> memoryview:
@@ -72,11 +78,6 @@ def alert_lines(seqs: pa.Array, processed_at: str, records: pa.Array, thresholds
         ',"threshold":"', render_decimals(thresholds), '"}\n',
     )  # fmt: skip
     return _contents(lines)
-
-
-def canonical_records(rows: pa.Table) -> pa.Array:
-    """The records as canonical JSON objects."""
-    return render_records(rows)
 
 
 def _joined(*pieces: str | pa.Array) -> pa.Array:
@@ -93,9 +94,31 @@ def _contents(lines: pa.Array) -> memoryview:
     return memoryview(lines.buffers()[2])[begin:end]
 
 
-def total_objects(totals: Sequence[tuple[str, int, str, str, str]]) -> str:
-    """The `totals` array of a summary with several units: (JSON text of the unit, count, positive, negative, net)."""
-    return ",".join(
-        f'{{"unit":{unit},"count":{count},"positive":"{positive}","negative":"{negative}","net":"{net}"}}'
-        for unit, count, positive, negative, net in totals
+def previous_of_many_units(
+    totals: Mapping[str, Sequence[Decimal | int]], first_us: int, last_us: int, last_seq: int
+) -> str:
+    """The `previous` object of a summary with several units: unit to (count, positive, negative), all exact."""
+    with localcontext(prec=_DIGITS):
+        objects = ",".join(
+            f'{{"unit":{_encode(unit)},"count":{count},"positive":"{_plain(positive)}",'
+            f'"negative":"{_plain(negative)}","net":"{_plain(positive - negative)}"}}'
+            for unit, (count, positive, negative) in sorted(totals.items())
+        )
+    count = sum(int(total[0]) for total in totals.values())
+    return (
+        f'{{"count":{count},"firstTime":"{_time(first_us)}","lastTime":"{_time(last_us)}",'
+        f'"lastSeq":{last_seq},"totals":[{objects}]}}'
     )
+
+
+def _encode(text: str) -> str:
+    return msgspec.json.encode(text).decode()
+
+
+def _plain(value: Decimal | int) -> str:
+    text = format(Decimal(value), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _time(us: int) -> str:
+    return (_EPOCH + timedelta(microseconds=us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["Hasher", "U64"]
+__all__ = ["U64", "Hasher"]
 
 U64 = npt.NDArray[np.uint64]
 

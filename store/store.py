@@ -206,6 +206,11 @@ class Store:
         return rows if rows.num_rows else None
 
     @property
+    def next_number(self) -> int:
+        """The number that the next commit gets."""
+        return self._journal.number + 1
+
+    @property
     def rules(self) -> Rules | None:
         """The alert rules in force; None before the first commit."""
         return self.state.rules[-1].rules if self.state.rules else None

@@ -1,0 +1,320 @@
+"""The committer: the one thread that turns waiting batches into commits.
+
+It takes whatever waits (group commit), so that many single POSTs share one sync; large batches are cut into parts of
+bounded size. Requests go before the chunks of bulk files, and bulk work stops at a lower bound of hot rows than
+requests do, so that the flush can keep up and memory stays bounded.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from ingest.batch import Batch, Chunk
+from ingest.plan import Part, Result, decided, planned, result_of, summed
+from store.errors import OncelakeError, QueueFullError, StoppingError, TooLargeError, TransientError
+from store.journal import InputState, Position, Rules
+from store.outcomes import Answer
+from store.store import Store
+
+__all__ = ["Committer", "CommitterSettings"]
+
+logger = logging.getLogger("oncelake.committer")
+
+_COMMITTED_EVERY_S = 0.5
+"""`committed.json` follows within a second of a commit (contract 5)."""
+
+
+@dataclass(frozen=True)
+class CommitterSettings:
+    """Bounds of the committer; rows are records."""
+
+    queue_batches: int = 4_096
+    queue_rows: int = 1_000_000
+    bulk_parts: int = 8
+    commit_rows: int = 65_536
+    atomic_rows: int = 65_536
+    hot_rows_soft: int = 1_000_000
+    hot_rows_hard: int = 2_000_000
+    hot_bytes_soft: int = 384 << 20
+    hot_bytes_hard: int = 512 << 20
+
+
+@dataclass
+class _Job:
+    """A batch that waits: the chunks that are still to be committed, and the answer to those that are."""
+
+    batch: Batch
+    future: Future[Result] = field(default_factory=Future)
+    chunks: deque[Chunk] = field(default_factory=deque)
+    answer: Answer | None = None
+    rows: int = 0
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether it is decided as a whole and alone."""
+        return self.batch.atomic or self.batch.dry_run
+
+    @property
+    def bulk(self) -> bool:
+        """Whether it is a piece of a file, which can wait."""
+        return self.batch.step is not None
+
+
+class Committer:
+    """Batches in, results out. `start` its thread, `submit` from any other, `stop` drains what waits."""
+
+    def __init__(
+        self,
+        store: Store,
+        rules: Rules,
+        settings: CommitterSettings | None = None,
+        *,
+        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        on_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store = store
+        self._rules = rules
+        self._settings = settings or CommitterSettings()
+        self._now_us = now_us
+        self._on_commit = on_commit
+        self._requests: deque[_Job] = deque()
+        self._bulk: deque[_Job] = deque()
+        self._queued_rows = 0
+        self._closed: list[str] = []
+        self._wakeup = threading.Condition()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float | None = None) -> None:
+        """Refuse new batches, commit what waits, and end the thread."""
+        with self._wakeup:
+            self._stopping = True
+            self._wakeup.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    @property
+    def alive(self) -> bool:
+        """Whether batches are still taken."""
+        return self._thread.is_alive() and not self._stopping and self._store.failure is None
+
+    @property
+    def waiting(self) -> int:
+        """Batches that wait."""
+        return len(self._requests) + len(self._bulk)
+
+    def submit(self, batch: Batch) -> Future[Result]:
+        """Queue a batch. The future has its result once the commit is durable, or an `OncelakeError`.
+
+        A piece of a file waits here for its turn; a request is refused with `QueueFullError` when too much waits.
+        """
+        job = _Job(batch, chunks=deque(batch.chunks))
+        job.rows = Part(batch, batch.chunks).records
+        if batch.atomic and job.rows > self._settings.atomic_rows:
+            raise TooLargeError(
+                f"an atomic batch may hold {self._settings.atomic_rows} records, this one holds {job.rows}: "
+                "send it without atomic, or in smaller batches"
+            )
+        with self._wakeup:
+            if job.bulk:
+                self._wakeup.wait_for(lambda: self._stopping or len(self._bulk) < self._settings.bulk_parts)
+            if self._stopping or self._store.failure is not None:
+                raise StoppingError("the service is stopping: send the batch again when it is back")
+            if not job.bulk and (
+                len(self._requests) >= self._settings.queue_batches
+                or (self._requests and self._queued_rows + job.rows > self._settings.queue_rows)
+            ):
+                raise QueueFullError("too many batches wait to be committed: try again in a second")
+            (self._bulk if job.bulk else self._requests).append(job)
+            if not job.bulk:
+                self._queued_rows += job.rows
+            self._wakeup.notify_all()
+        return job.future
+
+    def input_state(self, path: str) -> InputState | None:
+        """How far a file has come, as of the last commit."""
+        return self._store.state.inputs.get(path)
+
+    def input_states(self) -> list[InputState]:
+        """All files that are not closed."""
+        return list(self._store.state.inputs.values())
+
+    def close_input(self, path: str) -> None:
+        """Forget a finished file, once it is moved and has its receipt; remembered with the next commit."""
+        with self._wakeup:
+            self._closed.append(path)
+            self._wakeup.notify_all()
+
+    def run_once(self, timeout_s: float) -> bool:
+        """Wait for work, and make one commit of it. False where nothing came or nothing waits and it is stopping."""
+        jobs, closed = self._take(timeout_s)
+        if jobs and jobs[0].exclusive:
+            self._decide_alone(jobs[0], closed)
+        elif jobs or closed:
+            self._commit(jobs, closed)
+        return bool(jobs or closed)
+
+    def _run(self) -> None:
+        written = 0.0
+        while True:
+            worked = self.run_once(_COMMITTED_EVERY_S / 2)
+            if time.monotonic() - written >= _COMMITTED_EVERY_S or not worked:
+                self._follow()
+                written = time.monotonic()
+            if not worked and self._stopping:
+                return
+
+    def _follow(self) -> None:
+        try:
+            self._store.write_committed()
+        except OSError as error:
+            logger.warning("committed.json could not be written, it will follow later: %s", error)
+
+    def _take(self, timeout_s: float) -> tuple[list[_Job], tuple[str, ...]]:
+        """The next group: an exclusive batch alone, or requests and one or more pieces of files up to a commit's size."""
+        with self._wakeup:
+            self._wakeup.wait_for(lambda: self._requests or self._bulk_ready() or self._stopping, timeout_s)
+            jobs: list[_Job] = []
+            rows = 0
+            limit = self._settings.commit_rows
+            while self._requests and rows < limit and (not jobs or not self._requests[0].exclusive):
+                job = self._requests.popleft()
+                jobs.append(job)
+                rows += job.rows
+                self._queued_rows -= job.rows
+                if job.exclusive:
+                    break
+            if not (jobs and jobs[0].exclusive):
+                while self._bulk_ready() and rows < limit and (not rows or rows + self._bulk[0].rows <= limit):
+                    jobs.append(self._bulk.popleft())
+                    rows += jobs[-1].rows
+            closed = tuple(self._closed) if jobs or len(self._closed) >= 1_000 or self._stopping else ()
+            if closed:
+                self._closed = []
+            self._wakeup.notify_all()
+        return jobs, closed
+
+    def _bulk_ready(self) -> bool:
+        """Whether a piece of a file may be committed now; with the service stopping it must not wait for a flush."""
+        settings, store = self._settings, self._store
+        has_room = store.hot_rows < settings.hot_rows_soft and store.hot_bytes < settings.hot_bytes_soft
+        return bool(self._bulk) and (has_room or self._stopping)
+
+    def _decide_alone(self, job: _Job, closed: tuple[str, ...]) -> None:
+        """An atomic batch or a dry run: decided as a whole before anything is written."""
+        part = Part(job.batch, job.batch.chunks)
+        store = self._store
+        try:
+            what = decided([part], store.hasher, store, store.seq + 1)
+            result = result_of(part, what, 0)
+        except OncelakeError as error:
+            job.future.set_exception(error)
+            return
+        except Exception as error:  # noqa: BLE001  (one batch fails, the committer goes on)
+            logger.exception("a batch could not be decided")
+            job.future.set_exception(error)
+            return
+        if job.batch.dry_run or result.answer.conflict or result.answer.rejected:
+            job.future.set_result(Result(_without_seqs(result.answer), result.duplicate_seq))
+            if closed:
+                self._commit([], closed)
+            return
+        self._commit([job], closed)
+
+    def _commit(self, jobs: list[_Job], closed: tuple[str, ...]) -> None:
+        """One commit of the next part of each job; jobs with more go back to the front of the queue."""
+        store, settings = self._store, self._settings
+        store.wait_for_room(settings.hot_rows_hard, settings.hot_bytes_hard, timeout_s=60.0)
+        jobs = self._following(jobs)
+        parts = [Part(job.batch, _next_chunks(job, settings.commit_rows)) for job in jobs]
+        first_seq = store.seq + 1
+        try:
+            what = decided(parts, store.hasher, store, first_seq)
+            plan = planned(
+                parts,
+                what,
+                hasher=store.hasher,
+                find_summaries=store.find_summaries,
+                first_seq=first_seq,
+                number=store.next_number,
+                processed_at_us=max(self._now_us(), store.state.processed_at),
+                rules=self._rules,
+                new_rules=store.rules != self._rules,
+                inputs=store.state.inputs,
+                closed=closed,
+            )
+            store.commit(plan.commit)
+        except OncelakeError as error:
+            self._refuse(jobs, error)
+            return
+        except Exception as error:
+            logger.exception("a commit could not be prepared")
+            if len(jobs) > 1:  # a failure in preparing one batch fails only that one
+                for job, part in zip(jobs, parts, strict=True):
+                    job.chunks.extendleft(reversed(part.chunks))
+                    self._commit([job], ())
+            else:
+                self._refuse(jobs, error)
+            return
+        again = []
+        for job, result in zip(jobs, plan.results, strict=True):
+            job.answer = summed(job.answer, result.answer) if job.answer else result.answer
+            if job.chunks:
+                again.append(job)
+            else:
+                job.future.set_result(Result(job.answer, result.duplicate_seq))
+        if again:
+            with self._wakeup:
+                for job in reversed(again):
+                    job.rows = Part(job.batch, tuple(job.chunks)).records
+                    (self._bulk if job.bulk else self._requests).appendleft(job)
+                    self._queued_rows += 0 if job.bulk else job.rows
+        self._on_commit()
+
+    def _following(self, jobs: list[_Job]) -> list[_Job]:
+        """The jobs without pieces of files that do not follow what is committed: one before them has failed."""
+        ends: dict[str, Position] = {}
+        kept = []
+        for job in jobs:
+            step = job.batch.step
+            if step is not None:
+                state = self._store.state.inputs.get(step.path)
+                is_same = state is not None and (state.sha256, state.started_at_us) == (step.sha256, step.started_at_us)
+                expected = ends.get(step.path, state.position if state is not None and is_same else Position())
+                if step.begin != expected:
+                    job.future.set_exception(TransientError(f"{step.path}: a piece before this one was not committed"))
+                    continue
+                ends[step.path] = step.end
+            kept.append(job)
+        return kept
+
+    def _refuse(self, jobs: list[_Job], error: Exception) -> None:
+        for job in jobs:
+            job.future.set_exception(error)
+
+
+def _next_chunks(job: _Job, rows: int) -> tuple[Chunk, ...]:
+    """Take chunks of a job up to a number of rows, at least one; all of an atomic one."""
+    taken: list[Chunk] = []
+    count = 0
+    while job.chunks and (job.batch.atomic or not taken or count + job.chunks[0].records.num_rows <= rows):
+        taken.append(job.chunks.popleft())
+        count += taken[-1].records.num_rows
+    return tuple(taken)
+
+
+def _without_seqs(answer: Answer) -> Answer:
+    return Answer(
+        answer.received, answer.accepted, answer.duplicate, answer.conflict, answer.rejected,
+        None, None, answer.problems, answer.problems_truncated,
+    )  # fmt: skip

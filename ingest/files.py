@@ -1,0 +1,117 @@
+"""One file through the committer: decoded a chunk at a time, gone on with where the last commit of it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from ingest.batch import Batch, InputStep, Reject, Source
+from ingest.committer import Committer
+from ingest.decode import Limits, decode_file
+from ingest.formats import by_file_name
+from ingest.plan import Result
+from ingest.receipts import sha256_of
+from ingest.record import Rules
+from store.errors import InputError, InvalidSchemaError
+from store.journal import Failure, InputState, Position
+from store.outcomes import FieldError
+
+__all__ = ["FileSubmission", "Progress", "submit_file"]
+
+T = TypeVar("T")
+
+Progress = Callable[[int], None]
+"""Called with the number of records that were handed to the committer."""
+
+
+@dataclass
+class FileSubmission:
+    """A file whose pieces are all with the committer. `wait` says how it ended."""
+
+    path: Path
+    name: str
+    futures: list[Future[Result]] = field(default_factory=list)
+
+    @property
+    def settled(self) -> bool:
+        """Whether `wait` returns at once."""
+        return all(future.done() for future in self.futures)
+
+    def wait(self, committer: Committer) -> InputState:
+        """The file's final state, or the first error of a piece: then the file is submitted again, and goes on."""
+        for future in self.futures:
+            future.result()
+        state = committer.input_state(self.name)
+        assert state is not None and state.done
+        return state
+
+
+def submit_file(
+    committer: Committer,
+    path: Path,
+    name: str,
+    rules: Rules,
+    limits: Limits,
+    now_us: int,
+    progress: Progress = lambda records: None,
+) -> FileSubmission:
+    """Hand a file to the committer, from where its last commit ended. Blocks while the committer is behind.
+
+    What cannot be decoded ends the file with a failure; what was accepted before stays.
+    """
+    submission = FileSubmission(path, name)
+    if not path.is_file() or path.is_symlink():
+        return _failed(committer, submission, InputStep(name, 0, "", now_us, Position(), Position()), _NOT_A_FILE)
+    size, sha256 = sha256_of(path)
+    state = committer.input_state(name)
+    if state is None or (state.bytes, state.sha256) != (size, sha256):
+        state = None
+    elif state.done:
+        return submission
+    begin = state.position if state else Position()
+    started = state.started_at_us if state else now_us
+    source = Source(file=name)
+    try:
+        fmt, compression = by_file_name(name)
+        for chunk, is_last in _with_last(decode_file(path, fmt, compression, rules, limits, begin)):
+            step = InputStep(name, size, sha256, started, begin, chunk.end, done=is_last)
+            submission.futures.append(committer.submit(Batch(source, (chunk,), step=step)))
+            begin = chunk.end
+            progress(chunk.received)
+    except InputError as error:
+        return _failed(committer, submission, InputStep(name, size, sha256, started, begin, begin), error)
+    if begin == (state.position if state else Position()):
+        step = InputStep(name, size, sha256, started, begin, begin, done=True)
+        submission.futures.append(committer.submit(Batch(source, step=step)))
+    return submission
+
+
+def _failed(committer: Committer, submission: FileSubmission, step: InputStep, error: InputError) -> FileSubmission:
+    """Close a file that cannot be decoded to its end. An invalid schema is one dead letter for all of it."""
+    failure = Failure(error.code, str(error), error.position)
+    letters: tuple[Reject, ...] = ()
+    if isinstance(error, InvalidSchemaError):
+        letters = (Reject(-1, None, None, (FieldError(None, error.code, str(error)),), b""),)
+    closing = InputStep(
+        step.path, step.bytes, step.sha256, step.started_at_us, step.begin, step.end, done=True, failure=failure
+    )
+    batch = Batch(Source(file=step.path), step=closing, letters=letters)
+    submission.futures.append(committer.submit(batch))
+    return submission
+
+
+def _with_last(items: Iterator[T]) -> Iterator[tuple[T, bool]]:
+    """Each item with whether it is the last one."""
+    for held in items:
+        for item in items:
+            yield held, False
+            held = item  # noqa: PLW2901  (one ahead)
+        yield held, True
+
+
+_NOT_A_FILE = InputError(
+    "only regular files are taken from the inbox: no links, pipes, sockets or devices", code="not_a_regular_file"
+)

@@ -1,0 +1,101 @@
+"""Dead letters: what was not stored and why, a JSON line each under `rejected/`.
+
+The members stand always, null where they do not apply, so that DuckDB's `read_json` gives the same columns for every
+file. The original record is text as it was received, or base64 where it is no UTF-8, and capped.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Literal
+
+import msgspec
+
+from ingest.batch import Located, Reject, Source
+from store.outcomes import FieldError
+
+__all__ = ["ORIGINAL_BYTES", "Letters"]
+
+ORIGINAL_BYTES = 64 << 10
+"""An original record is kept up to here."""
+
+
+class _Source(msgspec.Struct, frozen=True):
+    request: str | None
+    file: str | None
+    line: int | None
+    index: int | None
+
+
+class _Letter(msgspec.Struct, frozen=True, rename="camel"):
+    id: str
+    status: Literal["conflict", "rejected"]
+    record_id: str | None
+    seq: int | None
+    errors: tuple[FieldError, ...] | None
+    fields: tuple[str, ...] | None
+    record: str | None
+    encoding: Literal["utf-8", "base64"]
+    truncated: bool
+    source: _Source
+    time: str
+
+
+class Letters:
+    """The dead letters of one commit; ids are the commit's number and a running one."""
+
+    def __init__(self, commit: int, time: str) -> None:
+        self._commit = commit
+        self._time = time
+        self._lines: list[bytes] = []
+        self._encode = msgspec.json.Encoder().encode
+
+    def rejected(self, source: Source, reject: Reject) -> None:
+        """A record (or, with index -1, a whole batch) that broke a rule."""
+        located = Located(reject.line, reject.original)
+        index = reject.index if reject.index >= 0 else None
+        self._add("rejected", source, index, located, reject.record_id, errors=reject.errors)
+
+    def conflict(
+        self, source: Source, index: int, located: Located, record_id: str, seq: int, fields: tuple[str, ...]
+    ) -> None:
+        """A record whose recordId is stored with other values; `seq` is that of the stored one."""
+        self._add("conflict", source, index, located, record_id, seq=seq, fields=fields)
+
+    def _add(
+        self,
+        status: Literal["conflict", "rejected"],
+        source: Source,
+        index: int | None,
+        located: Located,
+        record_id: str | None,
+        *,
+        seq: int | None = None,
+        errors: tuple[FieldError, ...] | None = None,
+        fields: tuple[str, ...] | None = None,
+    ) -> None:
+        kept = located.original[:ORIGINAL_BYTES]
+        truncated = len(kept) < len(located.original)
+        encoding: Literal["utf-8", "base64"] = "utf-8"
+        try:
+            text = kept.decode("utf-8", "strict")
+        except UnicodeDecodeError:
+            text, encoding = base64.b64encode(kept).decode("ascii"), "base64"
+        letter = _Letter(
+            id=f"{self._commit}-{len(self._lines) + 1}",
+            status=status,
+            record_id=record_id,
+            seq=seq,
+            errors=errors,
+            fields=fields,
+            record=text,
+            encoding=encoding,
+            truncated=truncated,
+            source=_Source(source.request, source.file, located.line, index),
+            time=self._time,
+        )
+        self._lines.append(self._encode(letter) + b"\n")
+
+    def lines(self) -> bytes:
+        """The JSON lines."""
+        return b"".join(self._lines)

@@ -1,0 +1,267 @@
+"""From a group of batches to one commit and their answers: deduplicate, summarise, render. Nothing is written here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from store.canonical import render_records, render_times
+
+from ingest.batch import Batch, Chunk, Located, Record
+from ingest.deduplicate import ACCEPTED, CONFLICT, DUPLICATE, Known, Outcomes, decide
+from ingest.history import Find, previous_texts
+from ingest.letters import Letters
+from outbox.alerts import exceeding
+from outbox.messages import alert_lines, notification_lines
+from store.hashing import Hasher
+from store.hot import Committed
+from store.journal import InputState, Rules
+from store.outcomes import MAX_PROBLEMS, Answer, Problem
+from store.schema import RECORD, STORED
+from store.store import Commit
+
+__all__ = ["Part", "Plan", "Result", "decided", "planned"]
+
+_US_UTC = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one commit takes of a batch: some of its chunks, or its single record."""
+
+    batch: Batch
+    chunks: tuple[Chunk, ...] = ()
+
+    @property
+    def records(self) -> int:
+        """Valid records."""
+        return 1 if self.batch.record is not None else sum(chunk.records.num_rows for chunk in self.chunks)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer to a part. `duplicate_seq` is there for a single record that is stored already."""
+
+    answer: Answer
+    duplicate_seq: int | None = None
+
+
+@dataclass(frozen=True)
+class Decided:
+    """The records of a group with their outcomes; part i has rows `bounds[i]` to `bounds[i + 1]`."""
+
+    rows: pa.Table
+    bounds: list[int]
+    outcomes: Outcomes
+    committed_hashes: tuple[np.ndarray, np.ndarray, np.ndarray] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One commit and the results that are given once it is durable, one for each part."""
+
+    commit: Commit
+    results: list[Result]
+
+
+def decided(parts: Sequence[Part], hasher: Hasher, known: Known, first_seq: int) -> Decided:
+    """The outcomes of all valid records of the parts, in their order."""
+    tables: list[pa.Table] = []
+    bounds = [0]
+    singles: list[Record] = []
+    for part in parts:
+        if part.batch.record is not None:
+            singles.append(part.batch.record)
+        else:
+            tables.extend(_table_of(singles))
+            singles = []
+            tables.extend(pa.Table.from_batches([chunk.records]) for chunk in part.chunks)
+        bounds.append(bounds[-1] + part.records)
+    tables.extend(_table_of(singles))
+    rows = pa.concat_tables(tables).combine_chunks() if tables else RECORD.empty_table()
+    if not rows.num_rows:
+        nothing = np.zeros(0, dtype=np.uint64)
+        empty = Outcomes(np.zeros(0, dtype=np.int8), np.zeros(0, dtype=np.int64), {})
+        return Decided(rows, bounds, empty, (nothing, nothing, nothing))
+    hi, lo = hasher.identify(rows.column("recordId").combine_chunks())
+    fp = hasher.fingerprint(rows)
+    return Decided(rows, bounds, decide(rows, hi, lo, fp, known, first_seq), (hi, lo, fp))
+
+
+def planned(
+    parts: Sequence[Part],
+    what: Decided,
+    *,
+    hasher: Hasher,
+    find_summaries: Find,
+    first_seq: int,
+    number: int,
+    processed_at_us: int,
+    rules: Rules,
+    new_rules: bool,
+    inputs: dict[str, InputState],
+    closed: tuple[str, ...],
+) -> Plan:
+    """The commit with this number: lines, dead letters and the steps of files, and the parts' results."""
+    processed_at = render_times(pa.array([processed_at_us], _US_UTC))[0].as_py()
+    letters = Letters(number, processed_at)
+    results = [result_of(part, what, index, letters) for index, part in enumerate(parts)]
+    steps: dict[str, InputState] = {}
+    for part, result in zip(parts, results, strict=True):
+        if part.batch.step is not None:
+            path = part.batch.step.path
+            steps[path] = _step(part, result, inputs.get(path), steps.get(path))
+    commit = Commit(
+        processed_at_us,
+        dead_letters=letters.lines(),
+        inputs=tuple(steps.values()),
+        closed=closed,
+        rules=rules if new_rules else None,
+    )
+    new = np.flatnonzero(what.outcomes.status == ACCEPTED)
+    if len(new):
+        commit = _with_records(commit, what, new, hasher, find_summaries, first_seq, processed_at, rules)
+    return Plan(commit, results)
+
+
+def _with_records(
+    commit: Commit, what: Decided, new: np.ndarray, hasher: Hasher, find: Find, first_seq: int, processed_at: str,
+    rules: Rules,
+) -> Commit:  # fmt: skip
+    """The commit with the accepted records and their lines."""
+    rows = what.rows if len(new) == what.rows.num_rows else what.rows.take(pa.array(new)).combine_chunks()
+    seqs = pa.array(np.arange(first_seq, first_seq + len(new)))
+    at = pa.repeat(pa.scalar(commit.processed_at_us, pa.int64()).cast(_US_UTC), len(new))
+    stored = pa.table([seqs, *rows.columns, at], schema=STORED).combine_chunks()
+    key_hi, key_lo = hasher.keys(
+        stored.column("destinationId").combine_chunks(), stored.column("reference").combine_chunks()
+    )
+    texts = render_records(stored)
+    previous = previous_texts(stored, key_hi, key_lo, find)
+    above, thresholds = exceeding(stored, rules)
+    hi, lo, fp = (hashes[new] for hashes in what.committed_hashes)
+    return Commit(
+        commit.processed_at_us,
+        committed=Committed(stored, hi, lo, fp, key_hi, key_lo),
+        notifications=notification_lines(seqs, processed_at, texts, previous),
+        alerts=alert_lines(seqs.take(above), processed_at, texts.take(above), thresholds) if len(above) else b"",
+        dead_letters=commit.dead_letters,
+        inputs=commit.inputs,
+        closed=commit.closed,
+        rules=commit.rules,
+    )
+
+
+def result_of(part: Part, what: Decided, index: int, letters: Letters | None = None) -> Result:
+    """The answer to a part from the outcomes of its rows, its dead letters written beside it."""
+    begin, end = what.bounds[index], what.bounds[index + 1]
+    status, seqs = what.outcomes.status[begin:end], what.outcomes.seq[begin:end]
+    counts = np.bincount(status, minlength=3)
+    batch = part.batch
+    rejects = [reject for chunk in part.chunks for reject in chunk.rejects]
+    problems = [Problem(r.index, r.record_id, "rejected", errors=r.errors) for r in rejects[:MAX_PROBLEMS]]
+    conflicts = np.flatnonzero(status == CONFLICT)
+    for number, row in enumerate(conflicts.tolist()):
+        record_id = what.rows.column("recordId")[begin + row].as_py()
+        fields = what.outcomes.fields[begin + row]
+        position, located = _locate(part, row, letters is not None)
+        if number < MAX_PROBLEMS:
+            problems.append(Problem(position, record_id, "conflict", int(seqs[row]), fields))
+        if letters is not None:
+            letters.conflict(batch.source, position, located, record_id, int(seqs[row]), fields)
+    if letters is not None:
+        for reject in (*rejects, *batch.letters):
+            letters.rejected(batch.source, reject)
+    problems.sort(key=lambda problem: problem.index)
+    accepted = seqs[status == ACCEPTED]
+    answer = Answer(
+        received=1 if batch.record is not None else sum(chunk.received for chunk in part.chunks),
+        accepted=int(counts[ACCEPTED]),
+        duplicate=int(counts[DUPLICATE]),
+        conflict=int(counts[CONFLICT]),
+        rejected=len(rejects),
+        first_seq=int(accepted[0]) if len(accepted) else None,
+        last_seq=int(accepted[-1]) if len(accepted) else None,
+        problems=problems[:MAX_PROBLEMS],
+        problems_truncated=len(conflicts) + len(rejects) > MAX_PROBLEMS,
+    )
+    is_duplicate = batch.record is not None and counts[DUPLICATE] == 1
+    return Result(answer, int(seqs[0]) if is_duplicate else None)
+
+
+def _locate(part: Part, row: int, with_original: bool) -> tuple[int, Located]:
+    """(index in the batch, record as received) of a row of the part."""
+    if part.batch.record is not None:
+        return 0, Located(None, part.batch.original)
+    for chunk in part.chunks:
+        if row < chunk.records.num_rows:
+            return int(chunk.index[row]), chunk.locate(row) if with_original else Located(None, b"")
+        row -= chunk.records.num_rows
+    raise AssertionError(f"row {row} is beyond the part")
+
+
+def summed(first: Answer, second: Answer) -> Answer:
+    """The answer to two parts of one batch, in their order."""
+    problems = (first.problems + second.problems)[:MAX_PROBLEMS]
+    conflict, rejected = first.conflict + second.conflict, first.rejected + second.rejected
+    return Answer(
+        received=first.received + second.received,
+        accepted=first.accepted + second.accepted,
+        duplicate=first.duplicate + second.duplicate,
+        conflict=conflict,
+        rejected=rejected,
+        first_seq=second.first_seq if first.first_seq is None else first.first_seq,
+        last_seq=first.last_seq if second.last_seq is None else second.last_seq,
+        problems=problems,
+        problems_truncated=conflict + rejected > len(problems),
+    )
+
+
+def _step(part: Part, result: Result, committed: InputState | None, earlier: InputState | None) -> InputState:
+    """The state of a part's file after this commit: counts are totals, problems only those that this commit adds.
+
+    `committed` is the state of the last commit, `earlier` that of a part of the same file before it in this one.
+    """
+    step = part.batch.step
+    assert step is not None
+    before = committed
+    if before is not None and (before.sha256, before.started_at_us) != (step.sha256, step.started_at_us):
+        before = None
+    told = len(before.answer.problems) if before else 0
+    base = earlier.answer if earlier else _without_problems(before.answer) if before else None
+    answer = summed(base, result.answer) if base else result.answer
+    return InputState(
+        path=step.path,
+        bytes=step.bytes,
+        sha256=step.sha256,
+        started_at_us=step.started_at_us,
+        position=step.end,
+        answer=_with_problems(answer, answer.problems[: MAX_PROBLEMS - told]),
+        done=step.done,
+        failure=step.failure,
+    )
+
+
+def _without_problems(answer: Answer) -> Answer:
+    return _with_problems(answer, [])
+
+
+def _with_problems(answer: Answer, problems: list[Problem]) -> Answer:
+    return Answer(
+        answer.received, answer.accepted, answer.duplicate, answer.conflict, answer.rejected,
+        answer.first_seq, answer.last_seq, problems, answer.problems_truncated,
+    )  # fmt: skip
+
+
+def _table_of(records: list[Record]) -> list[pa.Table]:
+    """Single records as a table."""
+    if not records:
+        return []
+    columns = [pa.array(column, _RAW[i]) for i, column in enumerate(zip(*records, strict=True))]
+    columns[1] = columns[1].cast(_US_UTC)
+    return [pa.table(columns, schema=RECORD)]
+
+
+_RAW = [pa.int64() if name == "time" else RECORD.field(name).type for name in RECORD.names]
