@@ -78,8 +78,9 @@ class InputStep:
     """How far a file has come when its batch is committed; the committer adds the counts and keeps both together.
 
     `path` identifies the file (relative to the inbox, or absolute for `oncelake ingest`), `bytes` and `sha256` its
-    content. A batch with a step has one chunk at most. A step whose `begin` is not where the last commit of the file ended is refused: a piece before it failed.
-    `done` closes the file: no batch of it follows, and `failure` says why it ended early, if it did.
+    content. A batch with a step has one chunk at most. A step whose `begin` is not where the last commit of the file
+    ended is refused: a piece before it failed. `done` closes the file: no batch of it follows, and `failure` says why
+    it ended early, if it did.
     """
 
     path: str

@@ -86,7 +86,7 @@ class Committer:
         self._requests: deque[_Job] = deque()
         self._bulk: deque[_Job] = deque()
         self._queued_rows = 0
-        self._closed: list[str] = []
+        self._closed: dict[str, None] = {}
         self._wakeup = threading.Condition()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
@@ -143,17 +143,16 @@ class Committer:
 
     def input_state(self, path: str) -> InputState | None:
         """How far a file has come, as of the last commit."""
-        return self._store.state.inputs.get(path)
+        return None if path in self._closed else self._store.state.inputs.get(path)
 
     def input_states(self) -> list[InputState]:
         """All files that are not closed."""
-        return list(self._store.state.inputs.values())
+        return [state for state in list(self._store.state.inputs.values()) if state.path not in self._closed]
 
     def close_input(self, path: str) -> None:
         """Forget a finished file, once it is moved and has its receipt; remembered with the next commit."""
         with self._wakeup:
-            self._closed.append(path)
-            self._wakeup.notify_all()
+            self._closed[path] = None
 
     def run_once(self, timeout_s: float) -> bool:
         """Wait for work, and make one commit of it. False where nothing came or nothing waits and it is stopping."""
@@ -181,7 +180,7 @@ class Committer:
             logger.warning("committed.json could not be written, it will follow later: %s", error)
 
     def _take(self, timeout_s: float) -> tuple[list[_Job], tuple[str, ...]]:
-        """The next group: an exclusive batch alone, or requests and one or more pieces of files up to a commit's size."""
+        """The next group: an exclusive batch alone, or requests and then pieces of files up to the size of a commit."""
         with self._wakeup:
             self._wakeup.wait_for(lambda: self._requests or self._bulk_ready() or self._stopping, timeout_s)
             jobs: list[_Job] = []
@@ -198,9 +197,8 @@ class Committer:
                 while self._bulk_ready() and rows < limit and (not rows or rows + self._bulk[0].rows <= limit):
                     jobs.append(self._bulk.popleft())
                     rows += jobs[-1].rows
-            closed = tuple(self._closed) if jobs or len(self._closed) >= 1_000 or self._stopping else ()
-            if closed:
-                self._closed = []
+            closed = tuple(self._closed)  # with nothing else to commit the wait above has gathered them
+            self._closed.clear()
             self._wakeup.notify_all()
         return jobs, closed
 

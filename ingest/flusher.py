@@ -1,0 +1,83 @@
+"""The flusher: the thread that puts hot rows into Parquet and merges runs, beside the commits."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from store.errors import DiskFullError
+from store.store import Store
+
+__all__ = ["Flusher"]
+
+logger = logging.getLogger("oncelake.flusher")
+
+_RETRY_S = 1.0
+
+
+class Flusher:
+    """Flushes a store every `interval_s`, or as soon as it holds `rows` or `size` bytes of hot rows."""
+
+    def __init__(self, store: Store, interval_s: float, rows: int, size: int) -> None:
+        self._store = store
+        self._interval_s = interval_s
+        self._rows = rows
+        self._bytes = size
+        self._wakeup = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="flusher", daemon=True)
+        self.problem: str | None = None
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Flush what is left and end the thread."""
+        self._stopping = True
+        self._wakeup.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether hot rows are still flushed."""
+        return self._thread.is_alive()
+
+    def committed(self) -> None:
+        """Told after each commit: wakes the flush when enough is hot."""
+        if self._store.hot_rows >= self._rows or self._store.hot_bytes >= self._bytes:
+            self._wakeup.set()
+
+    def run_once(self) -> int:
+        """One flush and the merges that it makes due. Returns the number of records flushed."""
+        rows = self._store.flush_once()
+        self.problem = None
+        while not self._stopping and self._store.merge_once():
+            pass
+        return rows
+
+    def _run(self) -> None:
+        while True:
+            self._wakeup.wait(self._interval_s)
+            self._wakeup.clear()
+            started = time.monotonic()
+            try:
+                rows = self.run_once()
+            except DiskFullError as error:
+                self.problem = str(error)
+                logger.warning("%s; it is tried again", error)
+                if not self._stopping:
+                    time.sleep(_RETRY_S)
+                    self._wakeup.set()
+            except Exception as error:
+                self.problem = f"the flush failed: {error}"
+                self._store.failure = error if isinstance(error, OSError) else OSError(str(error))
+                logger.critical("the flush failed, the service must be started again", exc_info=True)
+                return
+            else:
+                if rows:
+                    logger.info("flushed %d records in %.2f s", rows, time.monotonic() - started)
+            if self._stopping:
+                return

@@ -1,0 +1,107 @@
+"""What HTTP hands in: a body decoded whole, submitted as a batch, and its reply.
+
+Nothing of a body is committed before all of it is decoded, so a broken one stores nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+
+import numpy as np
+import pyarrow as pa
+
+from ingest.batch import Batch, Chunk, Located, Record, Reject, Source
+from ingest.committer import Committer
+from ingest.decode import Limits, decode_body, decode_single
+from ingest.formats import Compression, Format, by_encoding, by_media_type
+from ingest.plan import Result
+from ingest.record import Rules
+from store.errors import InvalidSchemaError, OncelakeError
+from store.journal import Position
+from store.outcomes import Answer, FieldError, Reply
+from store.schema import RECORD
+
+__all__ = ["Intake"]
+
+_NO_RECORDS = pa.RecordBatch.from_pylist([], schema=RECORD)
+_NOTHING = Answer(0, 0, 0, 0, 0, None, None, [], problems_truncated=False)
+
+
+class Intake:
+    """Bodies in, futures of replies out (`api.ports.Intake`). Decoding happens in the calling thread."""
+
+    def __init__(self, committer: Committer, rules: Rules, limits: Limits) -> None:
+        self._committer = committer
+        self._rules = rules
+        self._limits = limits
+
+    def submit(
+        self, body: bytes, media_type: str, encoding: str | None, *, atomic: bool, dry_run: bool, request_id: str
+    ) -> Future[Reply]:
+        """Decode a body and queue it. Raises what is wrong with it, or that the queue is full; see `store.errors`."""
+        fmt, compression = by_media_type(media_type), by_encoding(encoding)
+        source = Source(request=request_id)
+        if fmt is Format.JSON and compression is Compression.NONE:
+            record = decode_single(body, self._rules)
+            if record is not None:
+                return self._single(record, body, source, atomic=atomic, dry_run=dry_run)
+        try:
+            chunks = decode_body(body, fmt, compression, self._rules, self._limits)
+        except InvalidSchemaError as error:
+            return self._refused_schema(error, source, dry_run=dry_run)
+        reply: Future[Reply] = Future()
+        if not chunks:
+            reply.set_result(Reply(_NOTHING, single=False))
+            return reply
+        batch = Batch(source, tuple(chunks), atomic=atomic, dry_run=dry_run)
+
+        def answered(result: Result) -> Reply:
+            refused = atomic and not dry_run and bool(result.answer.conflict or result.answer.rejected)
+            return Reply(result.answer, single=False, atomic_refused=refused)
+
+        self._committer.submit(batch).add_done_callback(lambda future: _pass_on(future, reply, answered))
+        return reply
+
+    def _single(
+        self, record: Record | Reject, body: bytes, source: Source, *, atomic: bool, dry_run: bool
+    ) -> Future[Reply]:
+        """One object; a rejected one is a chunk without records. Alone it is atomic anyhow."""
+        if isinstance(record, Reject):
+            chunk = Chunk(
+                _NO_RECORDS, np.zeros(0, np.int64), [record], 1, lambda row: Located(None, body), Position()
+            )
+            batch = Batch(source, (chunk,), dry_run=dry_run, atomic=atomic)
+            record_id = record.record_id
+        else:
+            batch = Batch(source, record=record, original=body, dry_run=dry_run)
+            record_id = record.record_id
+        reply: Future[Reply] = Future()
+
+        def answered(result: Result) -> Reply:
+            return Reply(result.answer, single=True, duplicate_seq=result.duplicate_seq, record_id=record_id)
+
+        self._committer.submit(batch).add_done_callback(lambda future: _pass_on(future, reply, answered))
+        return reply
+
+    def _refused_schema(self, error: InvalidSchemaError, source: Source, *, dry_run: bool) -> Future[Reply]:
+        """One dead letter for the whole batch; the error is answered once it is durable."""
+        if dry_run:
+            raise error
+        letter = Reject(-1, None, None, (FieldError(None, error.code, str(error)),), b"")
+        reply: Future[Reply] = Future()
+
+        def refused(future: Future[Result]) -> None:
+            failure = future.exception()
+            reply.set_exception(failure if isinstance(failure, OncelakeError) else error)
+
+        self._committer.submit(Batch(source, letters=(letter,))).add_done_callback(refused)
+        return reply
+
+
+def _pass_on(future: Future[Result], reply: Future[Reply], answered: Callable[[Result], Reply]) -> None:
+    failure = future.exception()
+    if failure is not None:
+        reply.set_exception(failure)
+    else:
+        reply.set_result(answered(future.result()))
