@@ -45,7 +45,7 @@ class Intake:
         if fmt is Format.JSON and compression is Compression.NONE:
             record = decode_single(body, self._rules)
             if record is not None:
-                return self._single(record, body, source, atomic=atomic, dry_run=dry_run)
+                return self._single(record, body, source, dry_run=dry_run)
         try:
             chunks = decode_body(body, fmt, compression, self._rules, self._limits)
         except InvalidSchemaError as error:
@@ -64,14 +64,14 @@ class Intake:
         return reply
 
     def _single(
-        self, record: Record | Reject, body: bytes, source: Source, *, atomic: bool, dry_run: bool
+        self, record: Record | Reject, body: bytes, source: Source, *, dry_run: bool
     ) -> Future[Reply]:
-        """One object; a rejected one is a chunk without records. Alone it is atomic anyhow."""
+        """One object; a rejected one is a chunk without records. A single record is atomic anyhow."""
         if isinstance(record, Reject):
             chunk = Chunk(
                 _NO_RECORDS, np.zeros(0, np.int64), [record], 1, lambda row: Located(None, body), Position()
             )
-            batch = Batch(source, (chunk,), dry_run=dry_run, atomic=atomic)
+            batch = Batch(source, (chunk,), dry_run=dry_run)
             record_id = record.record_id
         else:
             batch = Batch(source, record=record, original=body, dry_run=dry_run)

@@ -62,10 +62,10 @@ class JournalState:
             if before is not None and before.path != end.path:
                 self.segments[log].append(closed_segment(before, frame.first_seq - 1))
             self.ends[log] = end
-        for state in frame.inputs:
-            self.inputs[state.path] = added(self.inputs.get(state.path), state)
         for path in frame.closed:
             self.inputs.pop(path, None)
+        for state in frame.inputs:
+            self.inputs[state.path] = added(self.inputs.get(state.path), state)
         if frame.rules is not None:
             self.rules.append(RulesFrom(frame.first_seq, frame.rules))
         self.seq, self.processed_at = frame.last_seq, frame.processed_at
