@@ -15,6 +15,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+import msgspec
+
 from ingest.batch import Batch, Chunk
 from ingest.plan import Part, Result, decided, planned, result_of, summed
 from store.errors import OncelakeError, QueueFullError, StoppingError, TooLargeError, TransientError
@@ -223,7 +225,7 @@ class Committer:
             job.future.set_exception(error)
             return
         if job.batch.dry_run or result.answer.conflict or result.answer.rejected:
-            job.future.set_result(Result(_without_seqs(result.answer), result.duplicate_seq))
+            job.future.set_result(Result(_without_seqs(result.answer, store.seq), result.duplicate_seq))
             if closed:
                 self._commit([], closed)
             return
@@ -311,8 +313,12 @@ def _next_chunks(job: _Job, rows: int) -> tuple[Chunk, ...]:
     return tuple(taken)
 
 
-def _without_seqs(answer: Answer) -> Answer:
-    return Answer(
-        answer.received, answer.accepted, answer.duplicate, answer.conflict, answer.rejected,
-        None, None, answer.problems, answer.problems_truncated,
-    )  # fmt: skip
+def _without_seqs(answer: Answer, newest: int) -> Answer:
+    """The answer where nothing is stored: no seqs but those of records that were stored before."""
+    problems = [
+        msgspec.structs.replace(problem, seq=None)
+        if isinstance(problem.seq, int) and problem.seq > newest
+        else problem
+        for problem in answer.problems
+    ]
+    return msgspec.structs.replace(answer, first_seq=None, last_seq=None, problems=problems)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from store.canonical import render_records, render_times
@@ -249,10 +250,7 @@ def _without_problems(answer: Answer) -> Answer:
 
 
 def _with_problems(answer: Answer, problems: list[Problem]) -> Answer:
-    return Answer(
-        answer.received, answer.accepted, answer.duplicate, answer.conflict, answer.rejected,
-        answer.first_seq, answer.last_seq, problems, answer.problems_truncated,
-    )  # fmt: skip
+    return msgspec.structs.replace(answer, problems=problems)
 
 
 def _table_of(records: list[Record]) -> list[pa.Table]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
-__all__ = ["MAX_PROBLEMS", "Answer", "FieldError", "Problem", "Status"]
+__all__ = ["MAX_PROBLEMS", "Answer", "FieldError", "Problem", "Reply", "Status"]
 
 MAX_PROBLEMS = 1_000
 """Problems that one answer lists; all are counted."""
@@ -22,15 +23,19 @@ class FieldError(msgspec.Struct, frozen=True):
     message: str
 
 
-class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A record that was not stored. A conflict has `seq` (of the stored one) and `fields`, a rejection `errors`."""
+class Problem(msgspec.Struct, frozen=True):
+    """A record that was not stored. A conflict has `seq` (of the stored one) and `fields`, a rejection `errors`.
+
+    `seq` is null where the record that it conflicts with is one of the same batch that was not stored either (a dry
+    run, a refused atomic batch).
+    """
 
     index: int
     record_id: str | None = msgspec.field(name="recordId")
     status: Literal["conflict", "rejected"]
-    seq: int | None = None
-    fields: tuple[str, ...] | None = None
-    errors: tuple[FieldError, ...] | None = None
+    seq: int | None | msgspec.UnsetType = msgspec.UNSET
+    fields: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    errors: tuple[FieldError, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Answer(msgspec.Struct, frozen=True, rename="camel"):
@@ -48,3 +53,18 @@ class Answer(msgspec.Struct, frozen=True, rename="camel"):
     last_seq: int | None
     problems: list[Problem]
     problems_truncated: bool
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What became of a body that was posted. `single` tells one JSON object from a batch.
+
+    `duplicate_seq` is the seq of a single record that was stored before; `record_id` is a single record's, None where
+    it is itself not valid.
+    """
+
+    answer: Answer
+    single: bool
+    atomic_refused: bool = False
+    duplicate_seq: int | None = None
+    record_id: str | None = None

@@ -10,6 +10,7 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,7 +24,7 @@ from store.hashing import Hasher
 from store.hot import Committed, Hot
 from store.journal import Checkpoint, FileEnd, Frame, InputState, JournalContents, RulesFrom, Segment
 from store.log import closed_segment, lines_after, parse_notifications
-from store.outcomes import MAX_PROBLEMS, Answer
+from store.outcomes import MAX_PROBLEMS
 from store.parquet import FLUSH_KEY, day_directory, describe
 from store.runs import Run
 from store.schema import STORED
@@ -84,15 +85,9 @@ def added(before: InputState | None, step: InputState) -> InputState:
     if before is None or before.sha256 != step.sha256 or before.started_at_us != step.started_at_us:
         return step
     problems = (before.answer.problems + step.answer.problems)[:MAX_PROBLEMS]
-    answer = step.answer
-    return InputState(
-        step.path, step.bytes, step.sha256, step.started_at_us, step.position,
-        Answer(
-            answer.received, answer.accepted, answer.duplicate, answer.conflict, answer.rejected,
-            answer.first_seq, answer.last_seq, problems, answer.conflict + answer.rejected > len(problems),
-        ),
-        step.done, step.failure,
-    )  # fmt: skip
+    truncated = step.answer.conflict + step.answer.rejected > len(problems)
+    answer = msgspec.structs.replace(step.answer, problems=problems, problems_truncated=truncated)
+    return msgspec.structs.replace(step, answer=answer)
 
 
 def state_of(contents: JournalContents) -> JournalState:
