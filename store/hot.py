@@ -21,6 +21,9 @@ __all__ = ["Committed", "Hot"]
 _MERGE_RATIO = 4
 """A piece is merged with the one before it while that one is less than this many times as large."""
 
+_MERGE_ROWS = 16_384
+"""Merging does not make larger pieces: looking into a few more costs less than merging what bulk commits bring."""
+
 T = TypeVar("T")
 
 
@@ -78,7 +81,7 @@ def _merged(pieces: tuple[T, ...], size: Callable[[T], int], merge: Callable[[li
     """The pieces with the last ones merged, so that each is a few times as large as the one after it."""
     keep = len(pieces) - 1
     total = size(pieces[-1])
-    while keep > 0 and size(pieces[keep - 1]) < _MERGE_RATIO * total:
+    while keep > 0 and size(pieces[keep - 1]) < _MERGE_RATIO * total and size(pieces[keep - 1]) + total <= _MERGE_ROWS:
         keep -= 1
         total += size(pieces[keep])
     if keep == len(pieces) - 1:
