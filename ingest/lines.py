@@ -31,11 +31,11 @@ from ingest.validate import Checked, byte_lengths, check_columns, columns_of, da
 from store.journal import Position
 from store.schema import CANONICAL_FIELDS, SCALE, STRING_FIELDS
 
-__all__ = ["Decoded", "Lines", "chunk_of", "decode_lines", "exact_rows"]
+__all__ = ["Decoded", "Ints", "Lines", "Solver", "chunk_of", "clean_text", "decode_lines"]
 
 Ints = npt.NDArray[np.int64]
 
-_EXACT_ROWS = 64
+_EXACT_ROWS = 512
 _PIECES = 8
 _TEXT_COLUMNS = (*STRING_FIELDS, "time")
 _NUMBER_SCHEMA = pa.schema(
@@ -48,7 +48,7 @@ _KEY_BYTES = sum(map(len, CANONICAL_FIELDS))
 _KEY_ES = "".join(CANONICAL_FIELDS).lower().count("e")
 _FIXED_BYTES = _KEY_BYTES + _NUMBER_QUOTES + 2 * len(CANONICAL_FIELDS) + 1
 _SAFE_DIGITS = 67
-_EXPONENT = re.compile(rb"[:\s]-?[0-9][0-9.]*[eE]")
+_ODD_NUMBER = re.compile(rb"[:\s]-?[0-9]++(?:[eE]|\.[0-9]{10}|\.[0-9]*+[eE])")
 _C1 = re.compile(rb"\xc2[\x80-\x9f]")
 
 
@@ -94,9 +94,6 @@ class Decoded:
     rejected: list[tuple[int, Rejected]]
 
 
-Part = tuple[Ints, pa.RecordBatch]
-
-
 def chunk_of(decoded: Decoded, text: Lines, first_index: int, end: Position) -> Chunk:
     """The chunk that the committer takes."""
     rejects = [
@@ -111,66 +108,70 @@ def chunk_of(decoded: Decoded, text: Lines, first_index: int, end: Position) -> 
     return Chunk(decoded.records, decoded.rows + first_index, rejects, len(text), locate, end)
 
 
+class Solver:
+    """Rows of a chunk as they are decoded: on the fast path where that is sure, else exactly."""
+
+    def __init__(self, fast: Callable[[Lines], Checked | None], parse: Callable[[bytes], Record | Rejected]) -> None:
+        self._fast = fast
+        self._parse = parse
+        self._parts: list[tuple[Ints, pa.RecordBatch]] = []
+        self._rejected: list[tuple[int, Rejected]] = []
+
+    def exact(self, text: Lines, rows: Ints) -> None:
+        """Rows of `text`, whose numbers in the chunk are `rows`, one by one."""
+        kept: list[int] = []
+        records: list[Record] = []
+        for at, row in enumerate(rows.tolist()):
+            found = self._parse(text[at])
+            if isinstance(found, Record):
+                kept.append(row)
+                records.append(found)
+            else:
+                self._rejected.append((row, found))
+        self._parts.append((np.array(kept, np.int64), columns_of(records)))
+
+    def fast(self, text: Lines, rows: Ints) -> bool:
+        """Rows of `text` on the fast path, and exactly those that it doubts. False: it cannot take them together."""
+        checked = self._fast(text)
+        if checked is None:
+            return False
+        self._parts.append((rows[checked.sure], checked.records))
+        doubtful = np.flatnonzero(~checked.sure)
+        if len(doubtful):
+            self.exact(text.pick(doubtful), rows[doubtful])
+        return True
+
+    def solve(self, text: Lines, rows: Ints) -> None:
+        """Rows on the fast path, by pieces of them where it cannot take them together, and small pieces exactly."""
+        if self.fast(text, rows):
+            return
+        if len(text) <= _EXACT_ROWS:
+            self.exact(text, rows)
+            return
+        step = -(-len(text) // _PIECES)
+        for first in range(0, len(text), step):
+            last = min(first + step, len(text))
+            self.solve(text.span(first, last), rows[first:last])
+
+    def done(self) -> Decoded:
+        """All rows, in order."""
+        rows, records = merge(self._parts)
+        return Decoded(rows, records, self._rejected)
+
+
 def decode_lines(text: Lines, rules: Rules, *, exact: bool = False) -> Decoded:
     """All rows of a chunk. `exact` keeps to the exact path (the fast one must not differ)."""
-    parts: list[Part] = []
-    rejected: list[tuple[int, Rejected]] = []
+    solver = Solver(lambda lines: _fast(lines, rules), lambda data: parse_record(data, rules))
     every = np.arange(len(text))
     if exact or not len(text):
-        _exact(text, every, rules, parts, rejected)
-    elif not _solve(text, every, rules, parts, rejected, pieces=1):
-        for rows in _sorted_out(text, rules, parts, rejected):
-            _solve(text.pick(rows), rows, rules, parts, rejected, pieces=_PIECES)
-    rows, records = merge(parts)
-    return Decoded(rows, records, rejected)
-
-
-def exact_rows(
-    rows: list[int], parse: Callable[[int], Record | Rejected], rejected: list[tuple[int, Rejected]]
-) -> Part:
-    """Rows through the exact path, one by one."""
-    kept: list[int] = []
-    records: list[Record] = []
-    for row in rows:
-        found = parse(row)
-        if isinstance(found, Record):
-            kept.append(row)
-            records.append(found)
-        else:
-            rejected.append((row, found))
-    return np.array(kept, np.int64), columns_of(records)
-
-
-def _exact(text: Lines, rows: Ints, rules: Rules, parts: list[Part], rejected: list[tuple[int, Rejected]]) -> None:
-    """Rows of `text` (whose numbers in the chunk are `rows`) through the exact path."""
-    found = [parse_record(text[row], rules) for row in range(len(text))]
-    numbers = rows.tolist()
-    kept = [row for row, item in zip(numbers, found, strict=True) if isinstance(item, Record)]
-    parts.append((np.array(kept, np.int64), columns_of([item for item in found if isinstance(item, Record)])))
-    rejected.extend((row, item) for row, item in zip(numbers, found, strict=True) if isinstance(item, Rejected))
-
-
-def _solve(
-    text: Lines, rows: Ints, rules: Rules, parts: list[Part], rejected: list[tuple[int, Rejected]], pieces: int
-) -> bool:
-    """Decode rows on the fast path; what it cannot take, in `pieces`, and few rows exactly. False: not done."""
-    checked = _fast(text, rules)
-    if checked is not None:
-        parts.append((rows[checked.sure], checked.records))
-        if not checked.sure.all():
-            doubtful = np.flatnonzero(~checked.sure)
-            _exact(text.pick(doubtful), rows[doubtful], rules, parts, rejected)
-        return True
-    if len(text) <= _EXACT_ROWS:
-        _exact(text, rows, rules, parts, rejected)
-        return True
-    if pieces == 1:
-        return False
-    step = -(-len(text) // pieces)
-    for first in range(0, len(text), step):
-        last = min(first + step, len(text))
-        _solve(text.span(first, last), rows[first:last], rules, parts, rejected, pieces)
-    return True
+        solver.exact(text, every)
+    elif not solver.fast(text, every):
+        groups, others = _sorted_out(text)
+        for rows in groups:
+            solver.solve(text.pick(rows), rows)
+        if len(others):
+            solver.exact(text.pick(others), others)
+    return solver.done()
 
 
 def _fast(text: Lines, rules: Rules) -> Checked | None:
@@ -180,7 +181,7 @@ def _fast(text: Lines, rules: Rules) -> Checked | None:
     quotes = np.count_nonzero(data == ord('"'))
     if quotes not in (count * _NUMBER_QUOTES, count * _STRING_QUOTES) or b"\\" in text.text:
         return None
-    if (data[text.starts] != ord("{")).any() or (data[text.ends - 1] != ord("}")).any() or not _clean(text.text, data):
+    if (data[text.starts] != ord("{")).any() or (data[text.ends - 1] != ord("}")).any() or not clean_text(text.text, data):
         return None
     numbers = quotes == count * _NUMBER_QUOTES
     table = _read(text.text, _NUMBER_SCHEMA if numbers else _STRING_SCHEMA)
@@ -193,7 +194,7 @@ def _fast(text: Lines, rules: Rules) -> Checked | None:
     return check_columns(strings, columns["time"], columns["value"], rules, clean=True)
 
 
-def _clean(text: bytes, data: npt.NDArray[np.uint8]) -> bool:
+def clean_text(text: bytes, data: npt.NDArray[np.uint8]) -> bool:
     """Whether bytes are UTF-8 without control characters, but for line ends."""
     ends = text.count(b"\n")
     if b"\r" in text:
@@ -229,28 +230,26 @@ def _numbers_cannot_wrap(text: Lines, data: npt.NDArray[np.uint8], columns: dict
     return es == 0 and bool(rest.max() <= _SAFE_DIGITS)
 
 
-def _sorted_out(text: Lines, rules: Rules, parts: list[Part], rejected: list[tuple[int, Rejected]]) -> list[Ints]:
-    """Decode the lines exactly that bytes show to be unusual; the rest as groups of one shape."""
+def _sorted_out(text: Lines) -> tuple[list[Ints], Ints]:
+    """Groups of lines that have one shape, and the lines that bytes show to be unusual."""
     data = np.frombuffer(text.text, np.uint8)
     plain = (data[text.starts] == ord("{")) & (data[text.ends - 1] == ord("}"))
     unusual = (data < 0x20) | (data == 0x7F) | (data == ord("\\"))
     if not text.text.isascii() and not _clean_utf8(text.text):
         unusual |= data >= 0x80
-    for positions in (np.flatnonzero(unusual), [found.start() + 1 for found in _EXPONENT.finditer(text.text)]):
+    odd_numbers = np.array([found.start() + 1 for found in _ODD_NUMBER.finditer(text.text)], np.int64)
+    for positions in (np.flatnonzero(unusual), odd_numbers):
         rows = np.searchsorted(text.starts, positions, side="right") - 1
-        inside = (rows >= 0) & (np.asarray(positions) < text.ends[rows])
+        inside = (rows >= 0) & (positions < text.ends[rows])
         plain[rows[inside]] = False
     running = np.concatenate(([0], np.cumsum(data == ord('"'), dtype=np.int64)))
     quotes = running[text.ends] - running[text.starts]
     groups = [np.flatnonzero(plain & (quotes == shape)) for shape in (_NUMBER_QUOTES, _STRING_QUOTES)]
-    groups = [rows for rows in groups if len(rows) >= _EXACT_ROWS]
+    groups = [rows for rows in groups if len(rows)]
     rest = np.ones(len(text), np.bool_)
     for rows in groups:
         rest[rows] = False
-    others = np.flatnonzero(rest)
-    if len(others):
-        _exact(text.pick(others), others, rules, parts, rejected)
-    return groups
+    return groups, np.flatnonzero(rest)
 
 
 def _clean_utf8(text: bytes) -> bool:

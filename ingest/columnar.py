@@ -1,0 +1,395 @@
+"""Parquet and Arrow: columns that are checked as columns, in bounded memory.
+
+`value` may be a decimal, an integer or a string, `time` a timestamp with a zone (digits beyond the microsecond are cut
+off) or an RFC 3339 string, every other column a string (also large, view or dictionary-encoded). A missing, unknown
+or inexact column is `InvalidSchemaError`; a null or a value that breaks a rule rejects its row. Everything that
+pyarrow raises on these bytes is `UndecodableError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ingest.batch import Chunk, Located, Record, Reject
+from ingest.lines import Decoded, Ints
+from ingest.record import Micros, Number, Rejected, Rules, check_fields, malformed
+from ingest.streams import Limits
+from ingest.validate import check_columns, columns_of, merge
+from store.errors import InvalidSchemaError, OncelakeError, TooLargeError, UndecodableError
+from store.journal import Position
+from store.schema import CANONICAL_FIELDS, SCALE, STRING_FIELDS
+
+__all__ = ["arrow_chunks", "parquet_chunks"]
+
+_DECIMAL = pa.decimal128(38, SCALE)
+_TIMESTAMP = pa.timestamp("us", tz="UTC")
+_UNITS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_BATCH_TEXT_BYTES = 64 << 20
+_EXACT_ROWS = 256
+_ARROW_MAGIC = b"ARROW1"
+_ALLOWED = {
+    "time": "a timestamp with a time zone, or an RFC 3339 string",
+    "value": "a decimal, an integer or a string",
+}
+
+
+@contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Foreign exceptions as ours: these bytes are a source's, so that anything may go wrong in reading them."""
+    try:
+        yield
+    except OncelakeError:
+        raise
+    except (pa.ArrowException, OSError, MemoryError, OverflowError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UndecodableError(f"The {what} cannot be read: {reason[:200]}") from error
+
+
+def parquet_chunks(source: pa.NativeFile, rules: Rules, limits: Limits, start: Position) -> Iterator[Chunk]:
+    """The chunks of a Parquet file from `start` (an offset in rows) on."""
+    with _translated("Parquet file"):
+        file = pq.ParquetFile(source, thrift_string_size_limit=16 << 20, thrift_container_size_limit=1 << 20)
+        _check_schema(file.schema_arrow, rules)
+        _check_sizes(file.metadata, source.size(), limits)
+    at = start
+    before = 0
+    for group in range(file.metadata.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if before + rows > at.offset:
+            for batch in _translate_each(lambda group=group: _group_batches(file, source, group, limits), "Parquet file"):  # type: ignore[misc]
+                if before + batch.num_rows > at.offset:
+                    batch = batch.slice(max(at.offset - before, 0))
+                    before = at.offset
+                    chunk = _chunk(batch, rules, at)
+                    at = chunk.end
+                    yield chunk
+                    before = at.offset
+                else:
+                    before += batch.num_rows
+        else:
+            before += rows
+
+
+def _translate_each(batches: Callable[[], Iterator[pa.RecordBatch]], what: str) -> Iterator[pa.RecordBatch]:
+    with _translated(what):
+        iterator = iter(batches())
+    while True:
+        with _translated(what):
+            batch = next(iterator, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _check_sizes(metadata: pq.FileMetaData, size: int, limits: Limits) -> None:
+    """Refuse metadata that claims what the file cannot hold, or more than the limit."""
+    total = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if column.total_compressed_size > size or column.total_compressed_size < 0 or column.data_page_offset > size:
+                raise UndecodableError("The Parquet file claims columns that are larger than the file itself.")
+            if column.total_uncompressed_size < 0 or group.num_rows < 0 or column.num_values != group.num_rows:
+                raise UndecodableError("The Parquet file claims sizes that do not fit each other.")
+            total += column.total_uncompressed_size
+    most = limits.max_decompressed_bytes
+    if most is not None and (total > most or metadata.num_rows > most):
+        raise TooLargeError(f"The Parquet file holds more than {most} bytes when decompressed, which is the limit.")
+
+
+def _group_batches(file: pq.ParquetFile, source: pa.NativeFile, group: int, limits: Limits) -> Iterator[pa.RecordBatch]:
+    """The batches of a row group, with fewer rows where a dictionary holds long texts: decoded, each row has its own."""
+    schema = file.schema_arrow
+    texts = [name for name in CANONICAL_FIELDS if _is_text(schema.field(name).type)]
+    longest = 0
+    metadata = file.metadata.row_group(group)
+    by_path = {metadata.column(at).path_in_schema: metadata.column(at) for at in range(metadata.num_columns)}
+    packed = [name for name in texts if name in by_path and by_path[name].has_dictionary_page]
+    if packed and metadata.num_rows:
+        probe = pq.ParquetFile(source, metadata=file.metadata, read_dictionary=packed)
+        for batch in probe.iter_batches(1, row_groups=[group], columns=packed, use_threads=False):
+            longest = max(_longest(column) for column in batch.columns)
+            break
+    rows = max(1, min(limits.chunk_rows, _BATCH_TEXT_BYTES // max(longest, 1)))
+    yield from file.iter_batches(rows, row_groups=[group], columns=list(CANONICAL_FIELDS), use_threads=False)
+
+
+def arrow_chunks(source: pa.NativeFile, rules: Rules, limits: Limits, start: Position) -> Iterator[Chunk]:
+    """The chunks of an Arrow stream or file (its content says which) from `start` (an offset in rows) on."""
+    at, before = start, 0
+    for batch in _translate_each(lambda: _ipc_batches(source, rules), "Arrow data"):
+        if before + batch.num_rows <= at.offset:
+            before += batch.num_rows
+            continue
+        batch = batch.slice(at.offset - before)
+        before += at.offset - before + batch.num_rows
+        columns = [_plain_text(batch.column(name)) for name in CANONICAL_FIELDS]
+        longest = max((_longest(column) for column in columns), default=0)
+        rows = max(1, min(limits.chunk_rows, _BATCH_TEXT_BYTES // max(longest, 1)))
+        for first in range(0, batch.num_rows, rows):
+            chunk = _chunk(batch.slice(first, rows), rules, at)
+            at = chunk.end
+            yield chunk
+
+
+def _ipc_batches(source: pa.NativeFile, rules: Rules) -> Iterator[pa.RecordBatch]:
+    if source.size() == 0:
+        return
+    head = source.read(len(_ARROW_MAGIC))
+    source.seek(0)
+    if head == _ARROW_MAGIC:
+        file = pa.ipc.open_file(source)
+        _check_schema(file.schema, rules)
+        batches = (file.get_batch(at) for at in range(file.num_record_batches))
+    else:
+        stream = pa.ipc.open_stream(source)
+        _check_schema(stream.schema, rules)
+        batches = iter(stream)
+    for batch in batches:
+        batch = batch.select(list(CANONICAL_FIELDS))
+        for column in batch.columns:
+            # Hostile offsets would be read past the end; texts are looked at one by one later.
+            _as_binary(column).validate(full=True)
+        yield batch
+
+
+def _as_binary(column: pa.Array) -> pa.Array:
+    """A text column as bytes: validation of those checks offsets, and leaves UTF-8 to the rows."""
+    if pa.types.is_string(column.type):
+        return pa.Array.from_buffers(pa.binary(), len(column), column.buffers(), offset=column.offset)
+    if pa.types.is_large_string(column.type):
+        return pa.Array.from_buffers(pa.large_binary(), len(column), column.buffers(), offset=column.offset)
+    return column
+
+
+def _plain_text(column: pa.Array) -> pa.Array:
+    return column.dictionary if pa.types.is_dictionary(column.type) else column
+
+
+def _longest(column: pa.Array) -> int:
+    """Bytes of the longest entry in the dictionary of a column."""
+    if not pa.types.is_dictionary(column.type) or not len(column.dictionary):
+        return 0
+    return int(pc.max(pc.binary_length(column.dictionary.cast(pa.large_binary()))).as_py() or 0)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_allowed(name: str, kind: pa.DataType) -> bool:
+    if _is_text(kind):
+        return True
+    if name == "value":
+        return bool(pa.types.is_integer(kind) or pa.types.is_decimal(kind))
+    return name == "time" and bool(pa.types.is_timestamp(kind) and kind.tz)
+
+
+def _check_schema(schema: pa.Schema, rules: Rules) -> None:
+    for name in CANONICAL_FIELDS:
+        found = schema.get_all_field_indices(name)
+        if len(found) != 1:
+            said = f"stands {len(found)} times" if found else "is missing"
+            raise InvalidSchemaError(f"The column {name!r} {said}. The columns are {', '.join(CANONICAL_FIELDS)}.")
+        kind = schema.field(found[0]).type
+        if not _is_allowed(name, kind):
+            allowed = _ALLOWED.get(name, "a string")
+            raise InvalidSchemaError(f"The column {name!r} is of the type {str(kind)[:100]}; it must be {allowed}.")
+    if rules.unknown_fields == "reject":
+        for name in schema.names:
+            if name not in CANONICAL_FIELDS:
+                shown = name[:64].encode("utf-8", "backslashreplace").decode()
+                known = ", ".join(CANONICAL_FIELDS)
+                raise InvalidSchemaError(f"The column {shown!r} is not known. The columns are {known}.")
+
+
+def _chunk(batch: pa.RecordBatch, rules: Rules, at: Position) -> Chunk:
+    with _translated("data"):
+        decoded = _decode(batch, rules)
+        rejects = [
+            Reject(at.index + row, None, found.record_id, found.errors, _original(batch, row))
+            for row, found in decoded.rejected
+        ]
+
+    def locate(row: int) -> Located:
+        return Located(None, _original(batch, int(decoded.rows[row])))
+
+    end = Position(at.offset + batch.num_rows, at.index + batch.num_rows, 0)
+    return Chunk(decoded.records, decoded.rows + at.index, rejects, batch.num_rows, locate, end)
+
+
+def _decode(batch: pa.RecordBatch, rules: Rules) -> Decoded:
+    """All rows of a batch: those that surely pass as columns, the others one by one."""
+    good = np.ones(batch.num_rows, np.bool_)
+    columns = {name: _as_text(batch.column(name), good) for name in STRING_FIELDS}
+    time, value = batch.column("time"), batch.column("value")
+    time = _as_text(time, good) if _is_text(time.type) else _as_micros(time, good)
+    value = _as_text(value, good) if _is_text(value.type) else _as_decimal(value, good)
+    checked = check_columns(columns, time, value, rules)
+    sure = checked.sure & good
+    records = checked.records
+    if not good.all():
+        records = records.filter(pa.array(good[checked.sure]))
+    rejected: list[tuple[int, Rejected]] = []
+    kept: list[int] = []
+    exact: list[Record] = []
+    for row in np.flatnonzero(~sure).tolist():
+        found = _exact(batch, row, rules)
+        if isinstance(found, Record):
+            kept.append(row)
+            exact.append(found)
+        else:
+            rejected.append((row, found))
+    parts: list[tuple[Ints, pa.RecordBatch]] = [(np.flatnonzero(sure), records)]
+    if kept:
+        parts.append((np.array(kept, np.int64), columns_of(exact)))
+    rows, records = merge(parts)
+    return Decoded(rows, records, rejected)
+
+
+def _as_text(column: pa.Array, good: np.ndarray) -> pa.StringArray:  # type: ignore[type-arg]
+    """A text column as plain strings; rows that are not UTF-8 hold "" and lose their `good`."""
+    if pa.types.is_dictionary(column.type):
+        bad = ~_utf8_rows(column.dictionary)
+        if bad.any():
+            indices = column.indices.fill_null(0).to_numpy(zero_copy_only=False)
+            good &= ~(bad[indices] & column.is_valid().to_numpy(zero_copy_only=False))
+            fixed = pa.array(
+                [None if wrong else text for wrong, text in zip(bad, _bytes_of(column.dictionary), strict=True)], pa.binary()
+            ).cast(pa.string())
+            column = pa.DictionaryArray.from_arrays(column.indices, fixed)
+        return column.cast(pa.string())
+    valid = _utf8_rows(column)
+    if not valid.all():
+        good &= valid
+        texts = _bytes_of(column)
+        column = pa.array([text if ok else b"" for ok, text in zip(valid, texts, strict=True)], pa.binary())
+    return column.cast(pa.string())
+
+
+def _bytes_of(column: pa.Array) -> list[bytes | None]:
+    found: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()
+    return found
+
+
+def _utf8_rows(column: pa.Array) -> np.ndarray:  # type: ignore[type-arg]
+    """Which rows of a text column are UTF-8 (nulls are)."""
+    try:
+        column.validate(full=True)
+        return np.ones(len(column), np.bool_)
+    except pa.ArrowInvalid:
+        return np.array([_is_utf8(text) for text in _bytes_of(column)], np.bool_)
+
+
+def _is_utf8(text: bytes | None) -> bool:
+    try:
+        (text or b"").decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _as_micros(column: pa.Array, good: np.ndarray) -> pa.Array:  # type: ignore[type-arg]
+    """A timestamp column in UTC microseconds, cut off downwards; rows outside of 64 bits lose their `good`."""
+    per_second = _UNITS_PER_SECOND[column.type.unit]
+    ticks = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+    if per_second > 10**6:
+        micros = np.floor_divide(ticks, per_second // 10**6)
+    else:
+        factor = 10**6 // per_second
+        fits = np.abs(ticks // 2) <= (2**62 - 1) // factor
+        good &= fits
+        micros = np.where(fits, ticks, 0) * factor
+    valid = column.is_valid().to_numpy(zero_copy_only=False)
+    return pa.array(micros, pa.int64(), mask=~valid).cast(_TIMESTAMP)
+
+
+def _as_decimal(column: pa.Array, good: np.ndarray) -> pa.Array:  # type: ignore[type-arg]
+    """A number column as the record's decimal; rows where that is not exact hold 0 and lose their `good`."""
+    kind = column.type
+    if pa.types.is_integer(kind) or (kind.scale <= SCALE and 0 <= kind.scale and kind.precision - kind.scale <= 29):
+        return column.cast(_DECIMAL)
+    # Arrow checks an overflow of rescaling only roughly (1e31 wraps), so that only rows of a safe size are cast.
+    wide = column.cast(pa.decimal256(76, kind.scale)) if 0 <= kind.scale else None
+    if wide is None or kind.scale > 46:
+        good[:] = False
+        return pa.array([Decimal(0)] * len(column), _DECIMAL)
+    limit = pa.scalar(Decimal(10) ** 20, wide.type)
+    floor = pa.scalar(-(Decimal(10) ** 20), wide.type)
+    inside = pc.and_(pc.less(wide, limit), pc.greater_equal(wide, floor)).fill_null(True)
+    good &= inside.to_numpy(zero_copy_only=False)
+    wide = pc.if_else(inside, wide, pa.scalar(Decimal(0), wide.type))
+    return _exact_cast(wide, good, 0)
+
+
+def _exact_cast(column: pa.Array, good: np.ndarray, first: int) -> pa.Array:  # type: ignore[type-arg]
+    """Cast, which fails where a digit would be lost; halves find the rows to blame."""
+    try:
+        return column.cast(_DECIMAL)
+    except pa.ArrowInvalid:
+        if len(column) <= _EXACT_ROWS:
+            good[first : first + len(column)] = False
+            return pa.array([Decimal(0)] * len(column), _DECIMAL)
+    half = len(column) // 2
+    parts = [_exact_cast(column[:half], good, first), _exact_cast(column[half:], good, first + half)]
+    return pa.concat_arrays(parts)
+
+
+def _cell(column: pa.Array, row: int) -> object:
+    """One value as `check_fields` takes it; bytes where it is a text that is not UTF-8."""
+    scalar = column[row]
+    if not scalar.is_valid:
+        return None
+    if pa.types.is_dictionary(column.type):
+        scalar = column.dictionary[scalar.index.as_py()]
+        if not scalar.is_valid:
+            return None
+    if _is_text(column.type):
+        raw: bytes = scalar.as_buffer().to_pybytes()
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            return raw
+    if pa.types.is_timestamp(column.type):
+        return Micros(scalar.value * 10**6 // _UNITS_PER_SECOND[column.type.unit])
+    found = scalar.as_py()
+    return Number(format(found, "f") if isinstance(found, Decimal) else str(found))
+
+
+def _exact(batch: pa.RecordBatch, row: int, rules: Rules) -> Record | Rejected:
+    cells = {name: _cell(batch.column(name), row) for name in CANONICAL_FIELDS}
+    for name, cell in cells.items():
+        if isinstance(cell, bytes):
+            return malformed(f"{name} is not UTF-8.", field=name)
+    return check_fields(cells, rules)
+
+
+def _original(batch: pa.RecordBatch, row: int) -> bytes:
+    """A row as compact JSON: numbers as strings, times in RFC 3339 where the calendar has them."""
+    shown: dict[str, object] = {}
+    for name in CANONICAL_FIELDS:
+        cell = _cell(batch.column(name), row)
+        if isinstance(cell, Micros):
+            cell = _time_text(cell)
+        elif isinstance(cell, bytes):
+            cell = cell.decode("utf-8", "backslashreplace")
+        shown[name] = str(cell) if cell is not None else None
+    return msgspec.json.encode(shown)
+
+
+def _time_text(micros: int) -> str:
+    try:
+        at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
+    except OverflowError:
+        return f"{micros} microseconds since 1970"
+    return at.strftime("%Y-%m-%dT%H:%M:%S.%f") + "Z"

@@ -1,0 +1,119 @@
+"""The front of the decoders: a file, a body or a single record, to chunks of validated columns."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from ingest.batch import Chunk, Record, Reject
+from ingest.columnar import arrow_chunks, parquet_chunks
+from ingest.csvs import csv_chunks
+from ingest.formats import Compression, Format
+from ingest.jsons import json_chunks
+from ingest.ndjson import BOM, ndjson_chunks
+from ingest.record import Rules, parse_record
+from ingest.streams import Decompressed, Limits, skip
+from store.errors import TooLargeError, UndecodableError
+from store.journal import Position
+
+__all__ = ["Limits", "Rules", "decode_body", "decode_file", "decode_single"]
+
+_BODY_REJECTS = 500_000
+"""Rejected records that one body may have: each is held until the commit, and costs about a KiB."""
+
+_SPOOL_BYTES = 16 << 20
+
+
+def decode_file(
+    path: Path, fmt: Format, compression: Compression, rules: Rules, limits: Limits, start: Position = Position()
+) -> Iterator[Chunk]:
+    """The chunks of a file from `start` on, in bounded memory.
+
+    A run from the `end` of any chunk gives the same records, indices and lines as one from the beginning. Where the
+    file breaks in the middle, the chunks before are given first and then `UndecodableError` is raised.
+    """
+    if fmt in (Format.PARQUET, Format.ARROW_STREAM, Format.ARROW_FILE):
+        if compression is Compression.NONE:
+            with _mapped(path) as source:
+                yield from _columnar(source, fmt, rules, limits, start)
+            return
+        with path.open("rb") as raw, tempfile.TemporaryFile() as spool:
+            stream = Decompressed(raw, compression, limits)
+            while block := stream.read(_SPOOL_BYTES):
+                spool.write(block)
+            spool.seek(0)
+            yield from _columnar(pa.PythonFile(spool, mode="r"), fmt, rules, limits, start)
+        return
+    with path.open("rb") as raw:
+        stream = Decompressed(raw, compression, limits)
+        if fmt is Format.NDJSON and start.offset:
+            if compression is Compression.NONE:
+                raw.seek(start.offset)
+            else:
+                skip(stream, start.offset, limits.chunk_bytes)
+        yield from _texts(stream, fmt, rules, limits, start)
+
+
+def decode_body(body: bytes, fmt: Format, compression: Compression, rules: Rules, limits: Limits) -> list[Chunk]:
+    """All chunks of a body: it is decoded whole, or an error is raised."""
+    if compression is Compression.NONE:
+        most = limits.max_decompressed_bytes
+        if most is not None and len(body) > most:
+            raise TooLargeError(f"The batch has {len(body)} bytes; the limit is {most}.")
+    else:
+        body = Decompressed(io.BytesIO(body), compression, limits).read()
+    if fmt in (Format.PARQUET, Format.ARROW_STREAM, Format.ARROW_FILE):
+        found = _columnar(pa.BufferReader(body), fmt, rules, limits, Position())
+    else:
+        found = _texts(io.BytesIO(body), fmt, rules, limits, Position())
+    chunks: list[Chunk] = []
+    rejects = 0
+    most_rejects = _BODY_REJECTS if limits.max_rejects is None else limits.max_rejects
+    for chunk in found:
+        chunks.append(chunk)
+        rejects += len(chunk.rejects)
+        if rejects > most_rejects:
+            raise TooLargeError(f"The batch has more than {most_rejects} records that break a rule; send less at once.")
+    return chunks
+
+
+def decode_single(body: bytes, rules: Rules) -> Record | Reject | None:
+    """The one record of an `application/json` body; None where it is an array, which is a batch."""
+    found = parse_record(body, rules)
+    if isinstance(found, Record):
+        return found
+    text = body.removeprefix(BOM).strip(b" \t\r\n")
+    if text[:1] == b"[":
+        return None
+    if text[:1] != b"{":
+        raise UndecodableError("The body is not a JSON object or an array of them.", position="byte 0")
+    if len(text) != len(body):
+        found = parse_record(text, rules)
+        if isinstance(found, Record):
+            return found
+    if found.broken:
+        raise UndecodableError(f"The body cannot be decoded. {found.errors[0].message}")
+    return Reject(0, None, found.record_id, found.errors, body)
+
+
+def _texts(
+    stream: Decompressed | io.BytesIO, fmt: Format, rules: Rules, limits: Limits, start: Position
+) -> Iterator[Chunk]:
+    chunks = {Format.NDJSON: ndjson_chunks, Format.CSV: csv_chunks, Format.JSON: json_chunks}[fmt]
+    return chunks(stream, rules, start, chunk_bytes=limits.chunk_bytes, chunk_rows=limits.chunk_rows)
+
+
+def _columnar(source: pa.NativeFile, fmt: Format, rules: Rules, limits: Limits, start: Position) -> Iterator[Chunk]:
+    if source.size() == 0:
+        return iter(())
+    chunks = parquet_chunks if fmt is Format.PARQUET else arrow_chunks
+    return chunks(source, rules, limits, start)
+
+
+def _mapped(path: Path) -> pa.NativeFile:
+    # An empty file cannot be mapped.
+    return pa.memory_map(str(path)) if path.stat().st_size else pa.BufferReader(b"")
