@@ -1,0 +1,116 @@
+"""A lake in this process: the store with its committer, flusher, inbox and intake, started and stopped in order."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+from ingest.committer import Committer, CommitterSettings
+from ingest.decode import Limits
+from ingest.flusher import Flusher
+from ingest.inbox import Inbox, InboxSettings
+from ingest.intake import Intake
+from ingest.record import Rules as RecordRules
+from service.config import Config
+from store.engine import Engine
+from store.journal import Rules as AlertRules
+from store.snapshot import Snapshot
+from store.store import Store, StoreSettings
+
+__all__ = ["Lake", "Reader"]
+
+logger = logging.getLogger("oncelake.service")
+
+
+class Reader:
+    """What the API reads from (`api.ports.Reader`)."""
+
+    def __init__(self, lake: Lake, engine: Engine) -> None:
+        self._lake = lake
+        self.engine = engine
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """What a read sees, for as long as it reads."""
+        yield self._lake.store.snapshot()
+
+    def find(self, record_id: str) -> pa.Table | None:
+        """The stored record with this id (one row), or None."""
+        return self._lake.store.find(record_id)
+
+    def health(self) -> dict[str, dict[str, object]]:
+        """The state of each component; `status` is "ok" or says what is wrong."""
+        return self._lake.health()
+
+
+class Lake:
+    """Everything of one data directory but its HTTP face."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        store, ingest = config.store, config.ingest
+        self.store = Store(
+            StoreSettings(store.data_dir, fsync=store.fsync, segment_bytes=config.outbox.segment_bytes)
+        )
+        self.flusher = Flusher(self.store, store.flush_interval_s, store.flush_rows, store.flush_bytes)
+        alerts = config.alerts
+        self.committer = Committer(
+            self.store,
+            AlertRules(alerts.threshold, dict(alerts.by_unit), dict(alerts.by_destination)),
+            CommitterSettings(
+                hot_rows_soft=2 * store.flush_rows,
+                hot_rows_hard=3 * store.flush_rows,
+                hot_bytes_soft=2 * store.flush_bytes,
+                hot_bytes_hard=3 * store.flush_bytes,
+            ),
+            on_commit=self.flusher.committed,
+        )
+        rules = RecordRules(unknown_fields=ingest.unknown_fields, negative_values=ingest.negative_values)
+        self.intake = Intake(self.committer, rules, Limits(max_decompressed_bytes=ingest.max_decompressed_bytes))
+        self.rules = rules
+        self.inbox = Inbox(
+            self.store.disk,
+            self.committer,
+            rules,
+            Limits(),
+            InboxSettings(store.data_dir, settle_s=ingest.settle_s, rescan_s=ingest.rescan_s),
+        )
+
+    def start(self, *, inbox: bool = True) -> None:
+        """Start the threads."""
+        self.committer.start()
+        self.flusher.start()
+        if inbox:
+            self.inbox.start()
+
+    def stop(self) -> None:
+        """Take nothing more, commit and flush what is here, and give the directory free."""
+        self.inbox.stop()
+        self.committer.stop()
+        if self.store.failure is None:
+            self.flusher.stop()
+        self.store.close()
+
+    def health(self) -> dict[str, dict[str, object]]:
+        """The state of each component."""
+        store = self.store
+        problem = store.failure or self.flusher.problem
+        if problem is None and not (self.committer.alive and self.flusher.alive):
+            problem = RuntimeError("it does not take commits")
+        return {
+            "store": {
+                "status": "ok" if problem is None else str(problem),
+                "seq": store.seq,
+                "flushedSeq": store.flushed,
+                "hotRows": store.hot_rows,
+                "queue": self.committer.waiting,
+            },
+            "inbox": {
+                "status": "ok" if self.inbox.alive and self.inbox.problem is None else self.inbox.problem or "stopped",
+                "waiting": self.inbox.waiting,
+            },
+            "forwarder": {"status": "ok", "sinks": 0},
+        }
