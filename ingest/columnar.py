@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -29,6 +31,8 @@ from store.journal import Position
 from store.schema import CANONICAL_FIELDS, SCALE, STRING_FIELDS
 
 __all__ = ["arrow_chunks", "parquet_chunks"]
+
+Mask = npt.NDArray[np.bool_]
 
 _DECIMAL = pa.decimal128(38, SCALE)
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
@@ -49,7 +53,7 @@ def _translated(what: str) -> Iterator[None]:
         yield
     except OncelakeError:
         raise
-    except (pa.ArrowException, OSError, MemoryError, OverflowError, ValueError, TypeError, KeyError) as error:
+    except (pa.ArrowException, ArithmeticError, OSError, MemoryError, ValueError, TypeError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UndecodableError(f"The {what} cannot be read: {reason[:200]}") from error
 
@@ -65,16 +69,13 @@ def parquet_chunks(source: pa.NativeFile, rules: Rules, limits: Limits, start: P
     for group in range(file.metadata.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
         if before + rows > at.offset:
-            for batch in _translate_each(lambda group=group: _group_batches(file, source, group, limits), "Parquet file"):  # type: ignore[misc]
-                if before + batch.num_rows > at.offset:
-                    batch = batch.slice(max(at.offset - before, 0))
-                    before = at.offset
-                    chunk = _chunk(batch, rules, at)
+            for batch in _translate_each(partial(_group_batches, file, source, group, limits), "Parquet file"):
+                wanted = batch.slice(min(max(at.offset - before, 0), batch.num_rows))
+                before += batch.num_rows
+                if wanted.num_rows:
+                    chunk = _chunk(wanted, rules, at)
                     at = chunk.end
                     yield chunk
-                    before = at.offset
-                else:
-                    before += batch.num_rows
         else:
             before += rows
 
@@ -95,7 +96,7 @@ def _check_sizes(metadata: pq.FileMetaData, size: int, limits: Limits) -> None:
     total = 0
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):
-            if column.total_compressed_size > size or column.total_compressed_size < 0 or column.data_page_offset > size:
+            if not 0 <= column.total_compressed_size <= size or column.data_page_offset > size:
                 raise UndecodableError("The Parquet file claims columns that are larger than the file itself.")
             if column.total_uncompressed_size < 0 or group.num_rows < 0 or column.num_values != group.num_rows:
                 raise UndecodableError("The Parquet file claims sizes that do not fit each other.")
@@ -106,7 +107,7 @@ def _check_sizes(metadata: pq.FileMetaData, size: int, limits: Limits) -> None:
 
 
 def _group_batches(file: pq.ParquetFile, source: pa.NativeFile, group: int, limits: Limits) -> Iterator[pa.RecordBatch]:
-    """The batches of a row group, with fewer rows where a dictionary holds long texts: decoded, each row has its own."""
+    """The batches of a row group, fewer rows each where a dictionary holds long texts (decoded, each row has its own)."""
     schema = file.schema_arrow
     texts = [name for name in CANONICAL_FIELDS if _is_text(schema.field(name).type)]
     longest = 0
@@ -257,17 +258,15 @@ def _decode(batch: pa.RecordBatch, rules: Rules) -> Decoded:
     return Decoded(rows, records, rejected)
 
 
-def _as_text(column: pa.Array, good: np.ndarray) -> pa.StringArray:  # type: ignore[type-arg]
+def _as_text(column: pa.Array, good: Mask) -> pa.StringArray:
     """A text column as plain strings; rows that are not UTF-8 hold "" and lose their `good`."""
     if pa.types.is_dictionary(column.type):
         bad = ~_utf8_rows(column.dictionary)
         if bad.any():
             indices = column.indices.fill_null(0).to_numpy(zero_copy_only=False)
             good &= ~(bad[indices] & column.is_valid().to_numpy(zero_copy_only=False))
-            fixed = pa.array(
-                [None if wrong else text for wrong, text in zip(bad, _bytes_of(column.dictionary), strict=True)], pa.binary()
-            ).cast(pa.string())
-            column = pa.DictionaryArray.from_arrays(column.indices, fixed)
+            texts = [None if wrong else text for wrong, text in zip(bad, _bytes_of(column.dictionary), strict=True)]
+            column = pa.DictionaryArray.from_arrays(column.indices, pa.array(texts, pa.binary()).cast(pa.string()))
         return column.cast(pa.string())
     valid = _utf8_rows(column)
     if not valid.all():
@@ -282,7 +281,7 @@ def _bytes_of(column: pa.Array) -> list[bytes | None]:
     return found
 
 
-def _utf8_rows(column: pa.Array) -> np.ndarray:  # type: ignore[type-arg]
+def _utf8_rows(column: pa.Array) -> Mask:
     """Which rows of a text column are UTF-8 (nulls are)."""
     try:
         column.validate(full=True)
@@ -299,7 +298,7 @@ def _is_utf8(text: bytes | None) -> bool:
     return True
 
 
-def _as_micros(column: pa.Array, good: np.ndarray) -> pa.Array:  # type: ignore[type-arg]
+def _as_micros(column: pa.Array, good: Mask) -> pa.Array:
     """A timestamp column in UTC microseconds, cut off downwards; rows outside of 64 bits lose their `good`."""
     per_second = _UNITS_PER_SECOND[column.type.unit]
     ticks = column.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
@@ -314,13 +313,13 @@ def _as_micros(column: pa.Array, good: np.ndarray) -> pa.Array:  # type: ignore[
     return pa.array(micros, pa.int64(), mask=~valid).cast(_TIMESTAMP)
 
 
-def _as_decimal(column: pa.Array, good: np.ndarray) -> pa.Array:  # type: ignore[type-arg]
+def _as_decimal(column: pa.Array, good: Mask) -> pa.Array:
     """A number column as the record's decimal; rows where that is not exact hold 0 and lose their `good`."""
     kind = column.type
-    if pa.types.is_integer(kind) or (kind.scale <= SCALE and 0 <= kind.scale and kind.precision - kind.scale <= 29):
+    if pa.types.is_integer(kind) or (0 <= kind.scale <= SCALE and kind.precision - kind.scale <= 29):
         return column.cast(_DECIMAL)
     # Arrow checks an overflow of rescaling only roughly (1e31 wraps), so that only rows of a safe size are cast.
-    wide = column.cast(pa.decimal256(76, kind.scale)) if 0 <= kind.scale else None
+    wide = column.cast(pa.decimal256(76, kind.scale)) if kind.scale >= 0 else None
     if wide is None or kind.scale > 46:
         good[:] = False
         return pa.array([Decimal(0)] * len(column), _DECIMAL)
@@ -332,7 +331,7 @@ def _as_decimal(column: pa.Array, good: np.ndarray) -> pa.Array:  # type: ignore
     return _exact_cast(wide, good, 0)
 
 
-def _exact_cast(column: pa.Array, good: np.ndarray, first: int) -> pa.Array:  # type: ignore[type-arg]
+def _exact_cast(column: pa.Array, good: Mask, first: int) -> pa.Array:
     """Cast, which fails where a digit would be lost; halves find the rows to blame."""
     try:
         return column.cast(_DECIMAL)

@@ -1,8 +1,8 @@
 """CSV with a header row, as RFC 4180 has it: quotes only around a whole field, doubled inside, newlines inside allowed.
 
 A record with another number of fields than the header, or with a quote where none may stand, is one rejected record
-(`malformed`); after bad quoting, reading goes on at the next line, so that one stray quote does not swallow what follows.
-Blank lines do not count. pyarrow's reader is the fast path: it takes `ab"c` and `"ab"c`, so it only gets text whose
+(`malformed`); after bad quoting, reading goes on at the next line, so that one stray quote does not
+swallow what follows. Blank lines do not count. pyarrow's reader is the fast path: it takes `ab"c` and `"ab"c`, so it only gets text whose
 quotes all stand at the edges of fields, on one line.
 """
 
@@ -77,9 +77,14 @@ def _header(stream: Readable, chunk_bytes: int) -> tuple[list[str], Position, by
             offset, line = blank.end(), line + 1
         found = _RECORD.match(text, offset)
         if found and (found[0].endswith(b"\n") or not open_end):
-            fields = _fields(found[0].removesuffix(b"\n").removesuffix(b"\r"))
-            if fields is None or not found[0].strip(b"\r\n"):
+            if not found[0].strip(b"\r\n"):
                 return None
+            try:
+                fields = _fields(found[0].removesuffix(b"\n").removesuffix(b"\r"))
+            except UnicodeDecodeError as error:
+                raise UndecodableError("The header row of the CSV is not UTF-8.", position="line 1") from error
+            if fields is None:
+                break
             at = Position(found.end(), 0, line + found[0].count(b"\n"))
             return fields, at, text[found.end() :]
         if not found and not _UNFINISHED.match(text, offset):
@@ -96,7 +101,9 @@ def _check_header(names: list[str], rules: Rules) -> None:
         if names.count(name) > 1:
             raise InvalidSchemaError(f"The CSV header names the column {label!r} twice.", position="line 1")
         if name not in CANONICAL_FIELDS and rules.unknown_fields == "reject":
-            raise InvalidSchemaError(f"The CSV column {label!r} is not known. The columns are {known}.", position="line 1")
+            raise InvalidSchemaError(
+                f"The CSV column {label!r} is not known. The columns are {known}.", position="line 1"
+            )
     for name in CANONICAL_FIELDS:
         if name not in names:
             raise InvalidSchemaError(f"The CSV column {name!r} is missing. The columns are {known}.", position="line 1")

@@ -26,10 +26,11 @@ _BODY_REJECTS = 500_000
 """Rejected records that one body may have: each is held until the commit, and costs about a KiB."""
 
 _SPOOL_BYTES = 16 << 20
+_BEGIN = Position()
 
 
 def decode_file(
-    path: Path, fmt: Format, compression: Compression, rules: Rules, limits: Limits, start: Position = Position()
+    path: Path, fmt: Format, compression: Compression, rules: Rules, limits: Limits, start: Position = _BEGIN
 ) -> Iterator[Chunk]:
     """The chunks of a file from `start` on, in bounded memory.
 

@@ -1,4 +1,4 @@
-"""What a batch may come as: formats and compressions, told by media type, encoding or file name (contract section 3)."""
+"""What a batch may come as: formats and compressions, by media type, encoding or file name (contract section 3)."""
 
 from __future__ import annotations
 

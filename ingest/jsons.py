@@ -155,7 +155,7 @@ def _take(source: _Source, *, first: bool, chunk_rows: int) -> tuple[list[bytes]
     byte = source.peek()
     if byte == ord("]") and not first:
         return None
-    if byte is None or not first and byte != ord(","):
+    if byte is None or (not first and byte != ord(",")):
         raise source.broken("it ends within the array" if byte is None else "a comma or ] is missing")
     skip = 0 if first else 1
     if len(source.data) < MAX_RECORD_BYTES and not source.ended:

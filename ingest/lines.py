@@ -181,7 +181,9 @@ def _fast(text: Lines, rules: Rules) -> Checked | None:
     quotes = np.count_nonzero(data == ord('"'))
     if quotes not in (count * _NUMBER_QUOTES, count * _STRING_QUOTES) or b"\\" in text.text:
         return None
-    if (data[text.starts] != ord("{")).any() or (data[text.ends - 1] != ord("}")).any() or not clean_text(text.text, data):
+    if (data[text.starts] != ord("{")).any() or (data[text.ends - 1] != ord("}")).any():
+        return None
+    if not clean_text(text.text, data):
         return None
     numbers = quotes == count * _NUMBER_QUOTES
     table = _read(text.text, _NUMBER_SCHEMA if numbers else _STRING_SCHEMA)

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from ingest.batch import Chunk, Located, Reject
-from ingest.lines import Lines, chunk_of, decode_lines
+from ingest.lines import Ints, Lines, chunk_of, decode_lines
 from ingest.record import MAX_RECORD_BYTES, Rules, malformed
 from ingest.validate import columns_of
 from store.journal import Position
@@ -90,7 +90,7 @@ def _text_chunks(text: bytes, at: Position, rules: Rules, chunk_rows: int, exact
         at = end
 
 
-def _rows(text: bytes, starts: np.ndarray, ends: np.ndarray, first_line: int) -> Lines:  # type: ignore[type-arg]
+def _rows(text: bytes, starts: Ints, ends: Ints, first_line: int) -> Lines:
     """The lines that are not blank, without their CR."""
     begin, stop = int(starts[0]), int(ends[-1])
     text = text[begin:stop]

@@ -311,8 +311,10 @@ def _check_value(content: object, rules: Rules, problems: _Problems) -> Decimal:
         problems.append(("value_scale", f"is {_shown(content)}; at most {SCALE} digits may stand after the point."))
     if problems:
         return zero
-    plain = digits + "0" * -scale if scale <= 0 else f"{digits.rjust(scale, '0')[:-scale]}.{digits[-scale:].rjust(scale, '0')}"
-    return Decimal(minus + plain)
+    if scale <= 0:
+        return Decimal(minus + digits + "0" * -scale)
+    digits = digits.rjust(scale + 1, "0")
+    return Decimal(f"{minus}{digits[:-scale]}.{digits[-scale:]}")
 
 
 _CHECKS: dict[str, Callable[[object, Rules, _Problems], object]] = {

@@ -71,7 +71,7 @@ def has_control_characters(text: npt.NDArray[np.uint8], allowed: int = 0) -> boo
     """Whether valid UTF-8 holds characters of category Cc, other than `allowed` many below U+0020."""
     if np.count_nonzero(text < 0x20) != allowed or (text == 0x7F).any():
         return True
-    return bool(text.size and text.max() >= 0x80) and _C1.search(memoryview(text)) is not None
+    return bool(text.size and text.max() >= 0x80) and _C1.search(text.data) is not None
 
 
 def check_columns(
