@@ -39,6 +39,7 @@ _TIMESTAMP = pa.timestamp("us", tz="UTC")
 _UNITS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _BATCH_TEXT_BYTES = 64 << 20
 _EXACT_ROWS = 256
+_SHOWN_CHARS = 4_096
 _ARROW_MAGIC = b"ARROW1"
 _ALLOWED = {
     "time": "a timestamp with a time zone, or an RFC 3339 string",
@@ -132,8 +133,7 @@ def arrow_chunks(source: pa.NativeFile, rules: Rules, limits: Limits, start: Pos
             continue
         batch = batch.slice(at.offset - before)
         before += at.offset - before + batch.num_rows
-        columns = [_plain_text(batch.column(name)) for name in CANONICAL_FIELDS]
-        longest = max((_longest(column) for column in columns), default=0)
+        longest = max(_longest(batch.column(name)) for name in CANONICAL_FIELDS)
         rows = max(1, min(limits.chunk_rows, _BATCH_TEXT_BYTES // max(longest, 1)))
         for first in range(0, batch.num_rows, rows):
             chunk = _chunk(batch.slice(first, rows), rules, at)
@@ -168,11 +168,9 @@ def _as_binary(column: pa.Array) -> pa.Array:
         return pa.Array.from_buffers(pa.binary(), len(column), column.buffers(), offset=column.offset)
     if pa.types.is_large_string(column.type):
         return pa.Array.from_buffers(pa.large_binary(), len(column), column.buffers(), offset=column.offset)
+    if pa.types.is_dictionary(column.type):
+        return pa.DictionaryArray.from_arrays(column.indices, _as_binary(column.dictionary), safe=False)
     return column
-
-
-def _plain_text(column: pa.Array) -> pa.Array:
-    return column.dictionary if pa.types.is_dictionary(column.type) else column
 
 
 def _longest(column: pa.Array) -> int:
@@ -382,7 +380,8 @@ def _original(batch: pa.RecordBatch, row: int) -> bytes:
             cell = _time_text(cell)
         elif isinstance(cell, bytes):
             cell = cell.decode("utf-8", "backslashreplace")
-        shown[name] = str(cell) if cell is not None else None
+        # Capped: a small file can say a long text very often, and each reject is held until the commit.
+        shown[name] = str(cell)[:_SHOWN_CHARS] if cell is not None else None
     return msgspec.json.encode(shown)
 
 

@@ -47,7 +47,7 @@ def csv_chunks(
     at, pending, open_end = _skip(stream, at, pending, start, chunk_bytes)
     while pending or open_end:
         block = stream.read(chunk_bytes) if open_end else b""
-        open_end = bool(block)
+        open_end = len(block) == chunk_bytes
         pending += block
         starts, ends, used, next_line = _cut(pending, at.line, final=not open_end)
         for chunk in _text_chunks(pending[:used], (starts, ends), names, rules, at, next_line, chunk_rows, exact):
@@ -233,7 +233,8 @@ def _decode(text: Lines, names: list[str], rules: Rules, exact: bool) -> Decoded
 
 def _fast(text: Lines, names: list[str], rules: Rules) -> Checked | None:
     """All rows by pyarrow; rows with another number of fields are left to the exact path."""
-    if not clean_text(text.text, np.frombuffer(text.text, np.uint8)):
+    # Line ends are cut off by now, so that a CR is data here (and would be taken for a line end).
+    if b"\r" in text.text or not clean_text(text.text, np.frombuffer(text.text, np.uint8)):
         return None
     wrong: list[int] = []
 

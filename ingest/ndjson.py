@@ -24,7 +24,7 @@ _KEPT_OF_A_LONG_LINE = 64 << 10
 
 
 class Readable(Protocol):
-    """A stream of decompressed bytes; `read` gives at most `size` bytes, and none only at the end."""
+    """A stream of decompressed bytes; `read` gives `size` bytes, and fewer only at the end."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -37,20 +37,21 @@ def ndjson_chunks(
     pending = b""
     while True:
         block = stream.read(chunk_bytes)
+        final = len(block) < chunk_bytes
         if at.offset == 0 and not pending:
             block += stream.read(len(BOM)) if len(block) < len(BOM) else b""
             if block.startswith(BOM):
                 block = block[len(BOM) :]
                 at = Position(len(BOM), at.index, at.line)
         pending += block
-        cut = pending.rfind(b"\n") + 1 if block else len(pending)
+        cut = pending.rfind(b"\n") + 1 if not final else len(pending)
         if cut:
             for chunk in _text_chunks(pending[:cut], at, rules, chunk_rows, exact):
                 at = chunk.end
                 if chunk.received:
                     yield chunk
             pending = pending[cut:]
-        if not block:
+        if final:
             return
         if len(pending) > MAX_RECORD_BYTES:
             kept, size = pending[:_KEPT_OF_A_LONG_LINE], len(pending)
