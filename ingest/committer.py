@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from ingest.batch import Batch, Chunk
-from ingest.plan import Part, Result, decided, planned, result_of, summed
+from ingest.batch import Batch
+from ingest.plan import Part, Piece, Result, decided, planned, result_of, summed
+from ingest.prepare import prepared
 from store.errors import OncelakeError, QueueFullError, StoppingError, TooLargeError, TransientError
 from store.journal import InputState, Position, Rules
 from store.outcomes import Answer
@@ -53,7 +54,7 @@ class _Job:
 
     batch: Batch
     future: Future[Result] = field(default_factory=Future)
-    chunks: deque[Chunk] = field(default_factory=deque)
+    pieces: deque[Piece] = field(default_factory=deque)
     answer: Answer | None = None
     rows: int = 0
 
@@ -120,8 +121,9 @@ class Committer:
 
         A piece of a file waits here for its turn; a request is refused with `QueueFullError` when too much waits.
         """
-        job = _Job(batch, chunks=deque(batch.chunks))
-        job.rows = Part(batch, batch.chunks).records
+        hasher = self._store.hasher
+        job = _Job(batch, pieces=deque(Piece(chunk, prepared(chunk.records, hasher)) for chunk in batch.chunks))
+        job.rows = Part(batch, tuple(job.pieces)).records
         if batch.atomic and job.rows > self._settings.atomic_rows:
             raise TooLargeError(
                 f"an atomic batch may hold {self._settings.atomic_rows} records, this one holds {job.rows}: "
@@ -212,7 +214,7 @@ class Committer:
 
     def _decide_alone(self, job: _Job, closed: tuple[str, ...]) -> None:
         """An atomic batch or a dry run: decided as a whole before anything is written."""
-        part = Part(job.batch, job.batch.chunks)
+        part = Part(job.batch, tuple(job.pieces))
         store = self._store
         try:
             what = decided([part], store.hasher, store, store.seq + 1)
@@ -236,14 +238,13 @@ class Committer:
         store, settings = self._store, self._settings
         store.wait_for_room(settings.hot_rows_hard, settings.hot_bytes_hard, timeout_s=60.0)
         jobs = self._following(jobs)
-        parts = [Part(job.batch, _next_chunks(job, settings.commit_rows)) for job in jobs]
+        parts = [Part(job.batch, _next_pieces(job, settings.commit_rows)) for job in jobs]
         first_seq = store.seq + 1
         try:
             what = decided(parts, store.hasher, store, first_seq)
             plan = planned(
                 parts,
                 what,
-                hasher=store.hasher,
                 find_summaries=store.find_summaries,
                 first_seq=first_seq,
                 number=store.next_number,
@@ -261,7 +262,7 @@ class Committer:
             logger.exception("a commit could not be prepared")
             if len(jobs) > 1:  # a failure in preparing one batch fails only that one
                 for job, part in zip(jobs, parts, strict=True):
-                    job.chunks.extendleft(reversed(part.chunks))
+                    job.pieces.extendleft(reversed(part.pieces))
                     self._commit([job], ())
             else:
                 self._refuse(jobs, error)
@@ -269,14 +270,14 @@ class Committer:
         again = []
         for job, result in zip(jobs, plan.results, strict=True):
             job.answer = summed(job.answer, result.answer) if job.answer else result.answer
-            if job.chunks:
+            if job.pieces:
                 again.append(job)
             else:
                 job.future.set_result(Result(job.answer, result.duplicate_seq))
         if again:
             with self._wakeup:
                 for job in reversed(again):
-                    job.rows = Part(job.batch, tuple(job.chunks)).records
+                    job.rows = Part(job.batch, tuple(job.pieces)).records
                     (self._bulk if job.bulk else self._requests).appendleft(job)
                     self._queued_rows += 0 if job.bulk else job.rows
         self._on_commit()
@@ -303,13 +304,13 @@ class Committer:
             job.future.set_exception(error)
 
 
-def _next_chunks(job: _Job, rows: int) -> tuple[Chunk, ...]:
-    """Take chunks of a job up to a number of rows, at least one; all of an atomic one."""
-    taken: list[Chunk] = []
+def _next_pieces(job: _Job, rows: int) -> tuple[Piece, ...]:
+    """Take pieces of a job up to a number of rows, at least one; all of an atomic one."""
+    taken: list[Piece] = []
     count = 0
-    while job.chunks and (job.batch.atomic or not taken or count + job.chunks[0].records.num_rows <= rows):
-        taken.append(job.chunks.popleft())
-        count += taken[-1].records.num_rows
+    while job.pieces and (job.batch.atomic or not taken or count + job.pieces[0].chunk.records.num_rows <= rows):
+        taken.append(job.pieces.popleft())
+        count += taken[-1].chunk.records.num_rows
     return tuple(taken)
 
 

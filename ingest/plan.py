@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-from store.canonical import render_records, render_times
 
 from ingest.batch import Batch, Chunk, Located, Record
 from ingest.deduplicate import ACCEPTED, CONFLICT, DUPLICATE, Known, Outcomes, decide
 from ingest.history import Find, previous_texts
 from ingest.letters import Letters
+from ingest.prepare import Prepared, joined, prepared
 from outbox.alerts import exceeding
 from outbox.messages import alert_lines, notification_lines
+from store.canonical import render_times
 from store.hashing import Hasher
 from store.hot import Committed
 from store.journal import InputState, Rules
@@ -23,9 +25,17 @@ from store.outcomes import MAX_PROBLEMS, Answer, Problem
 from store.schema import RECORD, STORED
 from store.store import Commit
 
-__all__ = ["Part", "Plan", "Result", "decided", "planned"]
+__all__ = ["Part", "Piece", "Plan", "Result", "decided", "planned"]
 
 _US_UTC = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A chunk that is ready for a commit."""
+
+    chunk: Chunk
+    prepared: Prepared
 
 
 @dataclass(frozen=True)
@@ -33,12 +43,12 @@ class Part:
     """What one commit takes of a batch: some of its chunks, or its single record."""
 
     batch: Batch
-    chunks: tuple[Chunk, ...] = ()
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def records(self) -> int:
         """Valid records."""
-        return 1 if self.batch.record is not None else sum(chunk.records.num_rows for chunk in self.chunks)
+        return 1 if self.batch.record is not None else sum(piece.chunk.records.num_rows for piece in self.pieces)
 
 
 @dataclass(frozen=True)
@@ -53,10 +63,9 @@ class Result:
 class Decided:
     """The records of a group with their outcomes; part i has rows `bounds[i]` to `bounds[i + 1]`."""
 
-    rows: pa.Table
+    records: Prepared
     bounds: list[int]
     outcomes: Outcomes
-    committed_hashes: tuple[np.ndarray, np.ndarray, np.ndarray] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -69,33 +78,29 @@ class Plan:
 
 def decided(parts: Sequence[Part], hasher: Hasher, known: Known, first_seq: int) -> Decided:
     """The outcomes of all valid records of the parts, in their order."""
-    tables: list[pa.Table] = []
+    found: list[Prepared] = []
     bounds = [0]
     singles: list[Record] = []
     for part in parts:
         if part.batch.record is not None:
             singles.append(part.batch.record)
         else:
-            tables.extend(_table_of(singles))
+            found.extend(_of_singles(singles, hasher))
             singles = []
-            tables.extend(pa.Table.from_batches([chunk.records]) for chunk in part.chunks)
+            found.extend(piece.prepared for piece in part.pieces)
         bounds.append(bounds[-1] + part.records)
-    tables.extend(_table_of(singles))
-    rows = pa.concat_tables(tables).combine_chunks() if tables else RECORD.empty_table()
-    if not rows.num_rows:
-        nothing = np.zeros(0, dtype=np.uint64)
-        empty = Outcomes(np.zeros(0, dtype=np.int8), np.zeros(0, dtype=np.int64), {})
-        return Decided(rows, bounds, empty, (nothing, nothing, nothing))
-    hi, lo = hasher.identify(rows.column("recordId").combine_chunks())
-    fp = hasher.fingerprint(rows)
-    return Decided(rows, bounds, decide(rows, hi, lo, fp, known, first_seq), (hi, lo, fp))
+    found.extend(_of_singles(singles, hasher))
+    records = joined(found)
+    if not records.rows.num_rows:
+        return Decided(records, bounds, Outcomes(np.zeros(0, dtype=np.int8), np.zeros(0, dtype=np.int64), {}))
+    outcomes = decide(records.rows, records.id_hi, records.id_lo, records.fingerprint, known, first_seq)
+    return Decided(records, bounds, outcomes)
 
 
 def planned(
     parts: Sequence[Part],
     what: Decided,
     *,
-    hasher: Hasher,
     find_summaries: Find,
     first_seq: int,
     number: int,
@@ -123,35 +128,25 @@ def planned(
     )
     new = np.flatnonzero(what.outcomes.status == ACCEPTED)
     if len(new):
-        commit = _with_records(commit, what, new, hasher, find_summaries, first_seq, processed_at, rules)
+        commit = _with_records(commit, what.records.taken(new), find_summaries, first_seq, processed_at, rules)
     return Plan(commit, results)
 
 
 def _with_records(
-    commit: Commit, what: Decided, new: np.ndarray, hasher: Hasher, find: Find, first_seq: int, processed_at: str,
-    rules: Rules,
-) -> Commit:  # fmt: skip
+    commit: Commit, new: Prepared, find: Find, first_seq: int, processed_at: str, rules: Rules
+) -> Commit:
     """The commit with the accepted records and their lines."""
-    rows = what.rows if len(new) == what.rows.num_rows else what.rows.take(pa.array(new)).combine_chunks()
-    seqs = pa.array(np.arange(first_seq, first_seq + len(new)))
-    at = pa.repeat(pa.scalar(commit.processed_at_us, pa.int64()).cast(_US_UTC), len(new))
-    stored = pa.table([seqs, *rows.columns, at], schema=STORED).combine_chunks()
-    key_hi, key_lo = hasher.keys(
-        stored.column("destinationId").combine_chunks(), stored.column("reference").combine_chunks()
-    )
-    texts = render_records(stored)
-    previous = previous_texts(stored, key_hi, key_lo, find)
+    count = new.rows.num_rows
+    seqs = pa.array(np.arange(first_seq, first_seq + count))
+    at = pa.repeat(pa.scalar(commit.processed_at_us, pa.int64()).cast(_US_UTC), count)
+    stored = pa.table([seqs, *new.rows.columns, at], schema=STORED)
+    previous = previous_texts(stored, new.key_hi, new.key_lo, find)
     above, thresholds = exceeding(stored, rules)
-    hi, lo, fp = (hashes[new] for hashes in what.committed_hashes)
-    return Commit(
-        commit.processed_at_us,
-        committed=Committed(stored, hi, lo, fp, key_hi, key_lo),
-        notifications=notification_lines(seqs, processed_at, texts, previous),
-        alerts=alert_lines(seqs.take(above), processed_at, texts.take(above), thresholds) if len(above) else b"",
-        dead_letters=commit.dead_letters,
-        inputs=commit.inputs,
-        closed=commit.closed,
-        rules=commit.rules,
+    return dataclasses.replace(
+        commit,
+        committed=Committed(stored, new.id_hi, new.id_lo, new.fingerprint, new.key_hi, new.key_lo),
+        notifications=notification_lines(seqs, processed_at, new.texts, previous),
+        alerts=alert_lines(seqs.take(above), processed_at, new.texts.take(above), thresholds) if len(above) else b"",
     )
 
 
@@ -161,11 +156,11 @@ def result_of(part: Part, what: Decided, index: int, letters: Letters | None = N
     status, seqs = what.outcomes.status[begin:end], what.outcomes.seq[begin:end]
     counts = np.bincount(status, minlength=3)
     batch = part.batch
-    rejects = [reject for chunk in part.chunks for reject in chunk.rejects]
+    rejects = [reject for piece in part.pieces for reject in piece.chunk.rejects]
     problems = [Problem(r.index, r.record_id, "rejected", errors=r.errors) for r in rejects[:MAX_PROBLEMS]]
     conflicts = np.flatnonzero(status == CONFLICT)
     for number, row in enumerate(conflicts.tolist()):
-        record_id = what.rows.column("recordId")[begin + row].as_py()
+        record_id = what.records.rows.column("recordId")[begin + row].as_py()
         fields = what.outcomes.fields[begin + row]
         position, located = _locate(part, row, letters is not None)
         if number < MAX_PROBLEMS:
@@ -178,7 +173,7 @@ def result_of(part: Part, what: Decided, index: int, letters: Letters | None = N
     problems.sort(key=lambda problem: problem.index)
     accepted = seqs[status == ACCEPTED]
     answer = Answer(
-        received=1 if batch.record is not None else sum(chunk.received for chunk in part.chunks),
+        received=1 if batch.record is not None else sum(piece.chunk.received for piece in part.pieces),
         accepted=int(counts[ACCEPTED]),
         duplicate=int(counts[DUPLICATE]),
         conflict=int(counts[CONFLICT]),
@@ -196,7 +191,7 @@ def _locate(part: Part, row: int, with_original: bool) -> tuple[int, Located]:
     """(index in the batch, record as received) of a row of the part."""
     if part.batch.record is not None:
         return 0, Located(None, part.batch.original)
-    for chunk in part.chunks:
+    for chunk in (piece.chunk for piece in part.pieces):
         if row < chunk.records.num_rows:
             return int(chunk.index[row]), chunk.locate(row) if with_original else Located(None, b"")
         row -= chunk.records.num_rows
@@ -253,13 +248,13 @@ def _with_problems(answer: Answer, problems: list[Problem]) -> Answer:
     return msgspec.structs.replace(answer, problems=problems)
 
 
-def _table_of(records: list[Record]) -> list[pa.Table]:
-    """Single records as a table."""
+def _of_singles(records: list[Record], hasher: Hasher) -> list[Prepared]:
+    """Single records, prepared together."""
     if not records:
         return []
     columns = [pa.array(column, _RAW[i]) for i, column in enumerate(zip(*records, strict=True))]
     columns[1] = columns[1].cast(_US_UTC)
-    return [pa.table(columns, schema=RECORD)]
+    return [prepared(pa.table(columns, schema=RECORD), hasher)]
 
 
 _RAW = [pa.int64() if name == "time" else RECORD.field(name).type for name in RECORD.names]

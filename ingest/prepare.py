@@ -1,0 +1,78 @@
+"""What a commit needs of records whatever becomes of them: hashes and canonical texts.
+
+Chunks are prepared in the thread that decoded them, so that the committer, which is one thread, only does what depends
+on the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from store.canonical import render_records
+from store.hashing import U64, Hasher
+from store.schema import RECORD
+from store.sums import I64
+
+__all__ = ["Prepared", "joined", "prepared"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Records (schema `RECORD`) with the hashes of their ids and keys, fingerprints, and canonical JSON texts."""
+
+    rows: pa.Table
+    id_hi: U64
+    id_lo: U64
+    fingerprint: U64
+    key_hi: U64
+    key_lo: U64
+    texts: pa.Array
+
+    def taken(self, positions: I64) -> Prepared:
+        """Some of the records."""
+        if len(positions) == self.rows.num_rows:
+            return self
+        at = pa.array(positions)
+        return Prepared(
+            self.rows.take(at).combine_chunks(),
+            self.id_hi[positions],
+            self.id_lo[positions],
+            self.fingerprint[positions],
+            self.key_hi[positions],
+            self.key_lo[positions],
+            self.texts.take(at),
+        )
+
+
+def prepared(records: pa.RecordBatch | pa.Table, hasher: Hasher) -> Prepared:
+    """Prepare records."""
+    rows = pa.Table.from_batches([records]) if isinstance(records, pa.RecordBatch) else records
+    id_hi, id_lo = hasher.identify(_one(rows, "recordId"))
+    key_hi, key_lo = hasher.keys(_one(rows, "destinationId"), _one(rows, "reference"))
+    return Prepared(rows, id_hi, id_lo, hasher.fingerprint(rows), key_hi, key_lo, render_records(rows))
+
+
+def joined(pieces: Sequence[Prepared]) -> Prepared:
+    """Several pieces as one, in their order."""
+    if len(pieces) == 1:
+        return pieces[0]
+    if not pieces:
+        nothing = np.zeros(0, dtype=np.uint64)
+        return Prepared(RECORD.empty_table(), *([nothing] * 5), pa.array([], pa.string()))
+    return Prepared(
+        pa.concat_tables([piece.rows for piece in pieces]).combine_chunks(),
+        *(
+            np.concatenate([getattr(piece, name) for piece in pieces])
+            for name in ("id_hi", "id_lo", "fingerprint", "key_hi", "key_lo")
+        ),
+        pa.concat_arrays([piece.texts for piece in pieces]),
+    )
+
+
+def _one(rows: pa.Table, name: str) -> pa.Array:
+    column = rows.column(name)
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
