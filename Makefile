@@ -1,0 +1,52 @@
+# oncelake. `make help` lists what there is.
+
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test demo dev check format bench crash clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.stamp ## everything into .venv (Python 3.11 or newer, nothing else)
+
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "oncelake needs Python 3.11 or newer, $(PYTHON) is older: install python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } || { echo "$(PYTHON) cannot make virtual environments: on Debian, apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: setup ## the service (make run ARGS="--port 9000")
+	$(BIN)/oncelake serve $(ARGS)
+
+test: setup ## all tests (make test ARGS="-k inbox")
+	$(BIN)/python -m pytest $(ARGS)
+
+demo: setup ## sample records through the real service, and what comes out
+	$(BIN)/python -m service.demo
+
+dev: setup ## the service, started again when the code changes
+	$(BIN)/watchfiles --filter python '$(BIN)/oncelake serve $(ARGS)' api ingest outbox service store
+
+check: setup ## format, style, types, imports
+	$(BIN)/ruff format --check api ingest outbox service store tests bench
+	$(BIN)/ruff check api ingest outbox service store tests bench
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## put the code in the house's format
+	$(BIN)/ruff format api ingest outbox service store tests bench
+	$(BIN)/ruff check --fix --quiet api ingest outbox service store tests bench
+
+bench: setup ## the benchmarks, side by side with the peers
+	$(BIN)/python -m bench $(ARGS)
+
+crash: setup ## the long crash campaigns (10,000 kills; an hour and more)
+	ONCELAKE_TEST_KILLS=3334 $(BIN)/python -m pytest tests/crash $(ARGS)
+
+clean: ## remove .venv and caches; data/ stays
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

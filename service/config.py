@@ -1,0 +1,242 @@
+"""The configuration: `config.toml`, environment variables and the command line, checked as a whole before anything runs.
+
+Every key is documented in `config.toml`, which a test holds against this module. A key is overridden by
+`ONCELAKE_SECTION__KEY`, and that by the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from store.errors import ConfigError
+from store.schema import SCALE, SCALED_VALUE_LIMIT
+
+__all__ = ["Alerts", "Api", "Config", "Ingest", "Log", "Outbox", "Rejected", "StoreConfig", "check_bind", "load_config"]
+
+Positive = Annotated[int, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where and how records are kept."""
+
+    data_dir: str = "data"
+    fsync: bool = True
+    flush_interval_s: Seconds = 5.0
+    flush_rows: Positive = 500_000
+    flush_bytes: Positive = 192 << 20
+    query_memory: str = "192MB"
+    query_threads: Positive = 2
+
+
+class Ingest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How records are taken."""
+
+    unknown_fields: Literal["reject", "ignore"] = "reject"
+    negative_values: Literal["reject", "accept"] = "reject"
+    settle_s: Seconds = 2.0
+    rescan_s: Seconds = 2.0
+    chunk_rows: Positive = 32_768
+    queue_batches: Positive = 4_096
+    queue_records: Positive = 1_000_000
+    atomic_records: Positive = 65_536
+    max_decompressed_bytes: Positive = 256 << 20
+
+
+class Alerts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Thresholds: exact decimals."""
+
+    threshold: str = "10000"
+    by_unit: dict[str, str] = {}
+    by_destination: dict[str, str] = {}
+
+
+class Outbox(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The feeds."""
+
+    retention: str = "forever"
+    segment_bytes: Positive = 256 << 20
+
+
+class Rejected(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The dead letters."""
+
+    retention: str = "forever"
+
+
+class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The HTTP face."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 8000
+    allow_anonymous: bool = False
+    max_body_bytes: Positive = 32 << 20
+    body_timeout_s: Seconds = 30.0
+    concurrent_queries: Positive = 4
+    shutdown_s: Seconds = 30.0
+
+
+class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the service says of itself on standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["human", "json"] = "human"
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All of it."""
+
+    store: StoreConfig = StoreConfig()
+    ingest: Ingest = Ingest()
+    alerts: Alerts = Alerts()
+    outbox: Outbox = Outbox()
+    rejected: Rejected = Rejected()
+    api: Api = Api()
+    log: Log = Log()
+
+
+def load_config(
+    path: Path | None = None,
+    *,
+    environ: Mapping[str, str] = {},
+    overrides: Mapping[str, Any] = {},
+) -> Config:
+    """Read a file (by default `config.toml` here, if there is one), the environment and overrides (`"api.port": 1`).
+
+    `ConfigError` names the source, the key and what is allowed.
+    """
+    values: dict[str, Any] = {}
+    if path is None and Path("config.toml").is_file():
+        path = Path("config.toml")
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: there is no such file") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{path}: {error}") from None
+        _check(values, str(path))
+    for name, text in environ.items():
+        if name.startswith(_PREFIX) and "__" in name:
+            _set(values, *_environment_key(name), text, name)
+    for key, value in overrides.items():
+        if value is not None:
+            section, name = key.split(".")
+            _set(values, section, name, value, "the command line")
+    return _converted(values, "the configuration")
+
+
+def check_bind(config: Config) -> None:
+    """Without tokens the service serves loopback only, unless `api.allow_anonymous` says otherwise."""
+    if config.api.host not in _LOOPBACK and not config.api.allow_anonymous:
+        raise ConfigError(
+            f"api.host is {config.api.host!r}, and nobody would have to show a token: anyone on that network could read "
+            "and write. Listen on 127.0.0.1, or set api.allow_anonymous = true if that is what you want"
+        )
+
+
+def retention_s(text: str) -> float | None:
+    """Seconds of a retention such as `30d`, `12h`, `15m` or `90s`; None for `forever`."""
+    if text == "forever":
+        return None
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise ConfigError(f"{text!r} is no duration: write a number with s, m, h or d, as in \"30d\", or \"forever\"")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[found[2]]
+
+
+_PREFIX = "ONCELAKE_"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_DURATION = re.compile(r"([0-9]+)([smhd])")
+_DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
+
+
+def _sections() -> dict[str, tuple[str, ...]]:
+    return {
+        field.name: tuple(inner.name for inner in msgspec.structs.fields(field.type))
+        for field in msgspec.structs.fields(Config)
+    }
+
+
+def _check(values: Mapping[str, Any], source: str) -> None:
+    """Unknown sections and keys are errors that name the nearest one."""
+    sections = _sections()
+    for section, keys in values.items():
+        if section not in sections:
+            raise ConfigError(f"{source}: there is no section [{section}]{_nearest(section, sections)}")
+        if not isinstance(keys, dict):
+            raise ConfigError(f"{source}: {section} is a section: write [{section}] and its keys below it")
+        for key in keys:
+            if key not in sections[section]:
+                raise ConfigError(f"{source}: there is no key {section}.{key}{_nearest(key, sections[section])}")
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
+
+
+def _environment_key(name: str) -> tuple[str, str]:
+    section, _, key = name.removeprefix(_PREFIX).lower().partition("__")
+    _check({section: {key: None}}, f"the environment variable {name}")
+    return section, key
+
+
+def _set(values: dict[str, Any], section: str, key: str, value: Any, source: str) -> None:
+    """Set a key from outside the file. What is no text by its type is read as TOML is (numbers, booleans, tables)."""
+    expected = {field.name: field.type for field in msgspec.structs.fields(Config)}[section]
+    default = getattr(expected(), key)
+    if isinstance(value, str) and not isinstance(default, str):
+        try:
+            value = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{source}: {value!r} cannot be read: {error}") from None
+    values.setdefault(section, {})[key] = value
+    _converted({section: {key: value}}, source)
+
+
+def _converted(values: Mapping[str, Any], source: str) -> Config:
+    alerts = dict(values.get("alerts", {}))
+    if "threshold" in alerts:
+        alerts["threshold"] = _threshold(alerts["threshold"], "alerts.threshold", source)
+    for name in ("by_unit", "by_destination"):
+        if isinstance(alerts.get(name), dict):
+            alerts[name] = {
+                key: _threshold(value, f"alerts.{name}.{key}", source) for key, value in alerts[name].items()
+            }
+    try:
+        config = msgspec.convert({**values, "alerts": alerts}, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {_readable(str(error))}") from None
+    for text in (config.outbox.retention, config.rejected.retention):
+        retention_s(text)
+    return config
+
+
+def _readable(message: str) -> str:
+    """msgspec says "Expected `int`, got `str` - at `$.api.port`"."""
+    reason, _, at = message.partition(" - at `$.")
+    return f"{at.rstrip('`')}: {reason[0].lower()}{reason[1:]}" if at else message
+
+
+def _threshold(value: Any, key: str, source: str) -> str:
+    """The canonical text of an exact decimal. A TOML float is binary, so it is refused."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        kind = "a binary number" if isinstance(value, float) else "no number"
+        raise ConfigError(f"{source}: {key} is {kind}: write the exact decimal as a text, as in \"{value}\"")
+    text = str(value)
+    if _DECIMAL.fullmatch(text) is None:
+        raise ConfigError(f"{source}: {key}: {text!r} is no plain decimal, as in \"10000\" or \"0.5\"")
+    digits = text.partition(".")[2].rstrip("0")
+    if len(digits) > SCALE or abs(Decimal(text)) >= SCALED_VALUE_LIMIT // 10**SCALE:
+        raise ConfigError(f"{source}: {key}: {text!r} has more than {SCALE} digits after the point, or is 10^20 or more")
+    return format(Decimal(text), "f") if "." not in text else text.rstrip("0").rstrip(".")
