@@ -108,7 +108,7 @@ def _check_sizes(metadata: pq.FileMetaData, size: int, limits: Limits) -> None:
 
 
 def _group_batches(file: pq.ParquetFile, source: pa.NativeFile, group: int, limits: Limits) -> Iterator[pa.RecordBatch]:
-    """The batches of a row group, fewer rows each where a dictionary holds long texts (decoded, each row has its own)."""
+    """The batches of a row group, small where a dictionary holds long texts: decoded, each row has its own."""
     schema = file.schema_arrow
     texts = [name for name in CANONICAL_FIELDS if _is_text(schema.field(name).type)]
     longest = 0

@@ -2,8 +2,8 @@
 
 A record with another number of fields than the header, or with a quote where none may stand, is one rejected record
 (`malformed`); after bad quoting, reading goes on at the next line, so that one stray quote does not
-swallow what follows. Blank lines do not count. pyarrow's reader is the fast path: it takes `ab"c` and `"ab"c`, so it only gets text whose
-quotes all stand at the edges of fields, on one line.
+swallow what follows. Blank lines do not count. pyarrow's reader is the fast path: it takes `ab"c` and `"ab"c`, so it
+only gets text whose quotes all stand at the edges of fields, on one line.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """NDJSON: a stream of lines, cut into chunks of bounded bytes and rows.
 
-A line that cannot be parsed is one rejected record; blank lines (spaces, tabs, CR) do not count as records but as lines.
+A line that cannot be parsed is one rejected record; blank lines (spaces, tabs, CR) count as lines only.
 A byte order mark at the very start is dropped.
 """
 

@@ -32,8 +32,6 @@ class Limits:
     max_rejects: int | None = None
 
 
-
-
 class Decompressed:
     """The decompressed bytes of `source`: members and frames one after the other, within the limits."""
 

@@ -128,5 +128,7 @@ def facts(chunks: Iterable[Chunk], *, lines: bool = True) -> list[tuple[object, 
             errors = tuple((error.field, error.code) for error in reject.errors)
             rows.append((reject.index, reject.line if lines else None, reject.record_id, errors))
         found.extend(sorted(rows, key=lambda row: row[0]))  # type: ignore[arg-type, return-value]
-    assert [row[0] for row in found] == list(range(found[0][0], found[0][0] + len(found))) if found else True  # type: ignore[operator, arg-type]
+    first = found[0][0] if found else 0
+    assert isinstance(first, int)
+    assert [row[0] for row in found] == list(range(first, first + len(found)))
     return found

@@ -18,9 +18,7 @@ RULES = Rules()
 NONE = Compression.NONE
 SMALL = Limits(chunk_bytes=2_000, chunk_rows=7)
 TEXTS = (Format.NDJSON, Format.CSV, Format.JSON)
-PLAIN = facts(
-    decode_body(ENCODERS[Format.NDJSON](sample(150)), Format.NDJSON, NONE, RULES, Limits()), lines=False
-)
+PLAIN = facts(decode_body(ENCODERS[Format.NDJSON](sample(150)), Format.NDJSON, NONE, RULES, Limits()), lines=False)
 
 
 @pytest.mark.parametrize("compression", Compression)

@@ -1,10 +1,13 @@
 """NDJSON and CSV: the fast path does not differ from the exact one, and lines are counted right."""
 
+# ruff: noqa: E501  (tables of cases)
+
 from __future__ import annotations
 
 import io
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +16,7 @@ from ingest.csvs import csv_chunks
 from ingest.decode import Limits, Rules, decode_body
 from ingest.formats import Compression, Format
 from ingest.jsons import json_chunks
+from ingest.lines import Lines, fast_lines
 from ingest.ndjson import ndjson_chunks
 from store.errors import InvalidSchemaError, UndecodableError
 from store.journal import Position
@@ -50,7 +54,9 @@ nasty = st.one_of(
     st.sampled_from(NASTY_VALUES).map(lambda value: line(value=value)),
     st.sampled_from(NASTY_TIMES).map(lambda time: line(time=time)),
     st.builds(
-        lambda name, text, ascii_only: json.dumps({**GOOD, name: text}, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass"),
+        lambda name, text, ascii_only: json.dumps({**GOOD, name: text}, ensure_ascii=ascii_only).encode(
+            "utf-8", "surrogatepass"
+        ),
         st.sampled_from(CANONICAL_FIELDS),
         texts,
         st.booleans(),
@@ -116,6 +122,14 @@ def test_json_arrays_equal_the_exact_path_and_are_cut_anywhere(elements: list[by
             return "undecodable"
 
     assert run(1 << 20, 1 << 15, False) == run(1 << 20, 1 << 15, True) == run(size, rows, False)
+
+
+@pytest.mark.parametrize(("value", "taken"), [("1.5", True), ("1e5", False), ("1E5", False), ("1." + "0" * 66, False)])
+def test_numbers_that_could_wrap_never_reach_the_fast_path(value: str, taken: bool) -> None:
+    """An exponent, or more digits than decimal256 holds nine times over, goes to the exact path."""
+    text = line(value=value)
+    rows = Lines(text, np.array([0]), np.array([len(text)]))
+    assert (fast_lines(rows, Rules()) is not None) is taken
 
 
 CSV_HEAD = ",".join(CANONICAL_FIELDS).encode()

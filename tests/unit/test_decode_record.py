@@ -1,5 +1,7 @@
 """The rules of one record, and the names of formats: each rule with its code, all errors of a record together."""
 
+# ruff: noqa: E501  (tables of cases)
+
 from __future__ import annotations
 
 from decimal import Decimal
