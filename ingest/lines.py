@@ -9,9 +9,9 @@ in fourteen integers of 30 digits and more. `fast_lines` therefore rules out, wi
 - anything but eight keys and seven strings a line: 30 quotes a line in sum, no nulls, rows = lines, each beginning
   with `{` and ending with `}` (32 quotes where every value is a string, which is then read as text and checked);
 - exponents: every `e` of the text stands in a key or in a string column;
-- numbers of more than 67 characters: value is read as decimal256, where fewer digits cannot wrap, and then compared with
-  the bounds. (No wrapped number within the bounds was found in decimal256, also not by lattice search; in decimal128
-  they are easy to make. The two gates keep that from resting on how Arrow happens to detect an overflow.)
+- numbers of more than 67 characters: value is read as decimal256, where fewer digits cannot wrap, and then compared
+  with the bounds. (No wrapped number within the bounds was found in decimal256, not even by lattice search; decimal128
+  wraps often. The two gates keep that from resting on how Arrow happens to detect an overflow.)
 
 What does not pass is sorted out line by line where bytes tell which lines are to blame, and else by halving.
 """
