@@ -1,0 +1,169 @@
+"""Aggregations: DuckDB SQL over the Parquet files and the hot rows of a snapshot, in one query."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+
+from store.engine import Engine, as_tables
+from store.errors import QueryError
+from store.schema import CANONICAL_FIELDS, SCALE, STORED
+from store.snapshot import SealedFile, Snapshot
+
+__all__ = ["RECORDS", "TOTALS", "Filters", "as_of", "records", "totals"]
+
+_DECIMAL = pa.decimal128(38, SCALE)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+TOTALS = pa.schema(
+    [
+        pa.field("destinationId", pa.string()),
+        pa.field("unit", pa.string()),
+        pa.field("count", pa.int64()),
+        pa.field("positive", _DECIMAL),
+        pa.field("negative", _DECIMAL),
+        pa.field("net", _DECIMAL),
+    ]
+)
+"""Totals by destination and unit, ordered by both."""
+
+RECORDS = pa.schema([STORED.field(name) for name in ("seq", *CANONICAL_FIELDS)])
+"""Records as an aggregation lists them."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which records a question is about. Times are microseconds since the epoch, the end exclusive; no lists: all.
+
+    `after` is a place in the order (destinationId, time, seq): only records behind it match, for pages.
+    """
+
+    start_us: int | None = None
+    end_us: int | None = None
+    type: str | None = None
+    destination_ids: tuple[str, ...] = ()
+    source_ids: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    as_of: int | None = None
+    after: tuple[str, int, int] | None = None
+
+
+def as_of(snapshot: Snapshot, filters: Filters) -> int:
+    """The seq that an answer stands for."""
+    if filters.as_of is None:
+        return snapshot.seq
+    if filters.as_of > snapshot.seq:
+        raise QueryError(f"asOf is {filters.as_of}, the newest seq is {snapshot.seq}", parameter="asOf")
+    return filters.as_of
+
+
+def totals(engine: Engine, snapshot: Snapshot, filters: Filters) -> pa.Table:
+    """Totals by destination and unit (`TOTALS`), exact, by code point."""
+    source, parameters, tables = _source(snapshot, filters)
+    sql = f"""
+        WITH matching AS ({source})
+        SELECT
+            destinationId,
+            unit,
+            count(*) AS count,
+            coalesce(sum(value) FILTER (type = 'positive'), 0)::DECIMAL(38, 9) AS positive,
+            coalesce(sum(value) FILTER (type = 'negative'), 0)::DECIMAL(38, 9) AS negative,
+            (positive - negative)::DECIMAL(38, 9) AS net
+        FROM matching
+        GROUP BY destinationId, unit
+        ORDER BY destinationId, unit
+    """  # noqa: S608  (the source is made of fixed texts)
+    return engine.table(sql, parameters, tables).cast(TOTALS)
+
+
+@contextlib.contextmanager
+def records(
+    engine: Engine, snapshot: Snapshot, filters: Filters, limit: int | None = None
+) -> Iterator[Iterator[pa.RecordBatch]]:
+    """The matching records (`RECORDS`) by destinationId, time and seq, streamed."""
+    source, parameters, tables = _source(snapshot, filters)
+    sql = f"""
+        WITH matching AS ({source})
+        SELECT {", ".join(RECORDS.names)}
+        FROM matching
+        ORDER BY destinationId, time, seq
+        {"LIMIT $limit" if limit is not None else ""}
+    """  # noqa: S608
+    if limit is not None:
+        parameters["limit"] = limit
+    with engine.query(sql, parameters, tables) as reader:
+        yield (batch for batch in reader if batch.num_rows)
+
+
+def _source(snapshot: Snapshot, filters: Filters) -> tuple[str, dict[str, Any], dict[str, pa.Table]]:
+    """The SQL of the matching rows, from files up to the flushed seq and from hot tables above it."""
+    newest = as_of(snapshot, filters)
+    where, parameters = _conditions(filters)
+    columns = ", ".join(RECORDS.names)
+    files = [str(file.path) for file in snapshot.files if _may_match(file, filters, newest)]
+    hot = as_tables([table for table in snapshot.hot if table.num_rows], STORED)
+    parts = []
+    tables = {}
+    if files:
+        parameters |= {"files": files, "flushed": min(snapshot.flushed, newest)}
+        parts.append(
+            f"SELECT {columns} FROM read_parquet($files, hive_partitioning = false) WHERE seq <= $flushed{where}"  # noqa: S608
+        )
+    if hot.num_rows or not files:
+        tables["hot"] = hot
+        parameters |= {"hot_after": snapshot.flushed, "newest": newest}
+        parts.append(f"SELECT {columns} FROM hot WHERE seq > $hot_after AND seq <= $newest{where}")  # noqa: S608
+    return " UNION ALL ".join(parts), parameters, tables
+
+
+def _conditions(filters: Filters) -> tuple[str, dict[str, Any]]:
+    conditions: list[str] = []
+    parameters: dict[str, Any] = {}
+    if filters.start_us is not None:
+        conditions.append("time >= $start_time")
+        parameters["start_time"] = _time(filters.start_us)
+    if filters.end_us is not None:
+        conditions.append("time < $end_time")
+        parameters["end_time"] = _time(filters.end_us)
+    if filters.type is not None:
+        conditions.append("type = $type")
+        parameters["type"] = filters.type
+    for column, name, values in (
+        ("destinationId", "destination_ids", filters.destination_ids),
+        ("sourceId", "source_ids", filters.source_ids),
+        ("reference", "refs", filters.references),
+        ("unit", "units", filters.units),
+    ):
+        if len(values) == 1:
+            conditions.append(f"{column} = ${name}")
+            parameters[name] = values[0]
+        elif values:
+            conditions.append(f"list_contains(${name}::VARCHAR[], {column})")
+            parameters[name] = list(values)
+    if filters.after is not None:
+        conditions.append(
+            "(destinationId > $after_destination OR (destinationId = $after_destination AND "
+            "(time > $after_time OR (time = $after_time AND seq > $after_seq))))"
+        )
+        destination, time_us, seq = filters.after
+        parameters |= {"after_destination": destination, "after_time": _time(time_us), "after_seq": seq}
+    return "".join(f" AND {condition}" for condition in conditions), parameters
+
+
+def _may_match(file: SealedFile, filters: Filters, newest: int) -> bool:
+    """Whether a file can hold matching rows, by what the catalog knows of it."""
+    return (
+        file.min_seq <= newest
+        and (filters.start_us is None or file.max_time_us >= filters.start_us)
+        and (filters.end_us is None or file.min_time_us < filters.end_us)
+    )
+
+
+def _time(us: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=us)
