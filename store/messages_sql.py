@@ -22,6 +22,7 @@ import pyarrow as pa
 
 __all__ = [
     "HISTORY_OF_RECORDS",
+    "HISTORY_OF_SUMMARIES",
     "SUMMARIES_OF_RECORDS",
     "SUMMARY_COLUMNS",
     "RulesSince",
@@ -60,6 +61,16 @@ FROM earlier SEMI JOIN records USING (destinationId, reference)
 GROUP BY ALL
 """
 """`history` from `earlier`, the stored records with seqs below those of `records`."""
+
+
+HISTORY_OF_SUMMARIES = """
+SELECT destinationId, reference, unit, sum(count)::BIGINT AS count,
+    sum(positive)::DECIMAL(38, 9) AS positive, sum(negative)::DECIMAL(38, 9) AS negative,
+    min(firstTime) AS firstTime, max(lastTime) AS lastTime, max(lastSeq) AS lastSeq
+FROM earlier SEMI JOIN records USING (destinationId, reference)
+GROUP BY ALL
+"""
+"""`history` from `earlier`, summary rows (any number for a key and unit) of all records below those of `records`."""
 
 
 def _time(column: str) -> str:

@@ -55,6 +55,13 @@ class Findings:
         if len(self.differences) < MAX_DIFFERENCES:
             self.differences.append(Difference(kind, file, message, seq, offset))
 
+    def merge(self, other: Findings) -> None:
+        """Take over what another one found."""
+        self.differences = (self.differences + other.differences)[:MAX_DIFFERENCES]
+        self.found += other.found
+        for name, count in other.checked.items():
+            self.checked[name] += count
+
     def add_seqs(self, kind: str, file: str, message: str, seqs: Iterable[int]) -> None:
         """One difference for each run of consecutive seqs; `message` has a place for them."""
         for first, last in ranges(seqs):
