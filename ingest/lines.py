@@ -2,8 +2,9 @@
 
 pyarrow reads JSON without the GIL in about a third of the time of the exact path, and is more lenient than a record may
 be. Measured (pyarrow 26): it takes several objects on one line, an object over several lines, strings such as "+1" or
-".5" as decimals; and **it wraps silently**: 1e31 becomes 131811359292784559562136384478.721867776, and so do about one
-in fourteen integers of 30 digits and more. `fast_lines` therefore rules out, with a few passes over the bytes:
+".5" as decimals; and **it wraps silently**: 1e31 becomes 131811359292784559562136384478.721867776 in
+decimal128, and 1,390 of 20,000 random numbers of 18 to 50 digits came out wrong. `fast_lines` therefore
+rules out, with a few passes over the bytes:
 
 - escapes (no backslash at all), bytes that are not UTF-8, control characters other than line ends;
 - anything but eight keys and seven strings a line: 30 quotes a line in sum, no nulls, rows = lines, each beginning
@@ -13,7 +14,7 @@ in fourteen integers of 30 digits and more. `fast_lines` therefore rules out, wi
   with the bounds. (No wrapped number within the bounds was found in decimal256, not even by lattice search; decimal128
   wraps often. The two gates keep that from resting on how Arrow happens to detect an overflow.)
 
-What does not pass is sorted out line by line where bytes tell which lines are to blame, and else by halving.
+What does not pass is sorted out line by line where bytes tell which lines are to blame, and else by eighths.
 """
 
 from __future__ import annotations
