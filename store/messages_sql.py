@@ -225,7 +225,7 @@ def load_rules(connection: duckdb.DuckDBPyConnection, rules: Sequence[RulesSince
         """
     )
     ends = [later.first_seq - 1 for later in rules[1:]] + [2**63 - 1]
-    for number, (since, end) in enumerate(zip(rules, ends, strict=True)):
+    for number, (since, end) in enumerate(zip(rules, ends, strict=False)):
         values = [number, since.first_seq, end, since.threshold]
         connection.execute("INSERT INTO alert_rules VALUES (?, ?, ?, ?)", values)
         for name_of, thresholds in (("unit", since.by_unit), ("destinationId", since.by_destination)):

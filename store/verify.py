@@ -124,9 +124,7 @@ class _Run:
         kept_alerts = next((file.first for file in logs["outbox/alerts"]), kept) if kept > 1 else 1
         self._notifications = self._feed("notification", kept, survey)
         self._alerts = self._feed("alert", kept_alerts, survey)
-        self._derived = Derived(
-            self.connection, self._scratch, self._hasher, (self.seq, self.flushed), self._findings
-        )
+        self._derived = Derived(self.connection, self._scratch, self._hasher, (self.seq, self.flushed), self._findings)
         load_rules(self.connection, survey.commits.rules)
         ranges = _ranges(self.seq, self.flushed, [file.first for file in logs["outbox/notifications"]])
         self._parquet.prepare([(piece.first, piece.last) for piece in ranges if piece.flushed])
@@ -194,7 +192,7 @@ class _Run:
             rows = rows.take(pa.array(once))
         missing = np.flatnonzero(counts == 0) + piece.first
         if len(missing):
-            self._findings.add_seqs("parquet", "records", "{} stands in no Parquet file", missing.tolist())
+            self._findings.add_seqs("parquet", "records", "no Parquet file holds {}", missing.tolist())
             logged = self._logged(piece)
             logged = logged.filter(pa.array(np.isin(_seqs(logged), missing)))
             rows = pa.concat_tables([rows.cast(STORED), logged])
@@ -205,7 +203,7 @@ class _Run:
         rows = self._logged(piece)
         missing = np.setdiff1d(np.arange(piece.first, piece.last + 1), _seqs(rows), assume_unique=True)
         self._findings.add_seqs(
-            "notification", "outbox/notifications", "{} stands in no Parquet file and in no line", missing.tolist()
+            "notification", "outbox/notifications", "no line and no Parquet file holds {}", missing.tolist()
         )
         self._check_surplus(piece, rows)
         return rows

@@ -176,9 +176,7 @@ class StoreBuilder:
         self.ends[log] = {"path": path, "end": len(content), "sum": checksum(content)}
         return self.ends[log]
 
-    def _frame(
-        self, processed_us: int, first: int, files: list[dict[str, Any]], rules: Any, checkpoint: Any
-    ) -> None:
+    def _frame(self, processed_us: int, first: int, files: list[dict[str, Any]], rules: Any, checkpoint: Any) -> None:
         payload = compact(
             {
                 "number": self.number,
@@ -239,9 +237,7 @@ class StoreBuilder:
     def write_parquet(self, name: str, members: list[Stored]) -> None:
         """A Parquet file of these records."""
         ordered = sorted(members, key=lambda s: (s.record[3], s.record[1], s.seq))
-        rows = [
-            dict(zip(STORED.names, (s.seq, *s.record, self.processed[s.seq - 1]), strict=True)) for s in ordered
-        ]
+        rows = [dict(zip(STORED.names, (s.seq, *s.record, self.processed[s.seq - 1]), strict=True)) for s in ordered]
         (self.root / name).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.Table.from_pylist(rows, schema=STORED), self.root / name, compression="zstd")
 

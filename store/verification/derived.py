@@ -143,7 +143,7 @@ class Derived:
             self._findings.checked["index"] += row
             _check_facts(run, row, seqs, self._findings)
         missing = np.flatnonzero(~seen[1:] & self._known[1 : self._flushed + 1]) + 1
-        self._findings.add_seqs("index", "internal/index", "{} has no entry", missing[: 10 * _LISTED].tolist())
+        self._findings.add_seqs("index", "internal/index", "no entry for {}", missing[: 10 * _LISTED].tolist())
 
     def _check_order(self, run: OpenRun, row: int, last: tuple[int, int, int], hi: U64, lo: U64, words: U64) -> None:
         same_hi = hi[1:] == hi[:-1]

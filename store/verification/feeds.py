@@ -53,7 +53,7 @@ class Feed:
             begin, end = int(np.searchsorted(which, index)), int(np.searchsorted(which, index, side="right"))
             if index < 0:
                 missing = [seq for seq in seqs[begin:end].tolist() if seq >= self._floor]
-                self._findings.add_seqs(self._kind, f"outbox/{self._kind}s", "the line of {} is missing", missing)
+                self._findings.add_seqs(self._kind, f"outbox/{self._kind}s", "missing: the line of {}", missing)
                 continue
             self._enter(index)
             if self._handle is None:
@@ -185,7 +185,7 @@ class Feed:
             offset += len(line)
         self._consume(lines)
         missing = [seq for seq in seqs if seq not in seen]
-        self._findings.add_seqs(self._kind, self._files[self._current].path, "the line of {} is missing", missing)
+        self._findings.add_seqs(self._kind, self._files[self._current].path, "missing: the line of {}", missing)
         self._last_seq = seqs[-1]
 
     def _judge(self, line: bytes, seq: int | None, offset: int, right: dict[int, bytes], seen: set[int]) -> None:

@@ -17,9 +17,7 @@ __all__ = ["check_letters"]
 _READ_BYTES = 8 << 20
 
 
-def check_letters(
-    connection: duckdb.DuckDBPyConnection, root: Path, files: list[LogFile], findings: Findings
-) -> None:
+def check_letters(connection: duckdb.DuckDBPyConnection, root: Path, files: list[LogFile], findings: Findings) -> None:
     """Read all of them, a few megabytes at a time."""
     connection.execute("CREATE TABLE letters (id VARCHAR, file VARCHAR, begins BIGINT)")
     for file in files:
@@ -39,7 +37,9 @@ def _check_lines(
     connection: duckdb.DuckDBPyConnection, name: str, lines: list[bytes], offsets: list[int], findings: Findings
 ) -> None:
     texts = [line.decode("utf-8", "replace") for line in lines]
-    connection.register("lines", pa.table({"line": pa.array(texts, pa.string()), "begins": pa.array(offsets, pa.int64())}))
+    connection.register(
+        "lines", pa.table({"line": pa.array(texts, pa.string()), "begins": pa.array(offsets, pa.int64())})
+    )
     try:
         found = connection.sql(
             "SELECT CASE WHEN json_valid(line) THEN json_extract_string(line, '$.id') END AS id, begins FROM lines"

@@ -65,7 +65,9 @@ class Findings:
     def add_seqs(self, kind: str, file: str, message: str, seqs: Iterable[int]) -> None:
         """One difference for each run of consecutive seqs; `message` has a place for them."""
         for first, last in ranges(seqs):
-            self.add(kind, file, message.format(f"seq {first}" if first == last else f"seqs {first} to {last}"), seq=first)
+            self.add(
+                kind, file, message.format(f"seq {first}" if first == last else f"seqs {first} to {last}"), seq=first
+            )
 
 
 @dataclass(frozen=True)
