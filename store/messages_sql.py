@@ -12,6 +12,8 @@ All statements read relations by these names, which the caller makes on its conn
 - `alert_rules`, `alert_thresholds`: see `load_rules`
 """
 
+# ruff: noqa: S608 - statements are put together from names and numbers of this package only; values are bound
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -8,6 +8,8 @@ every record before it under the same key at once.
 It only reads, works beside a running service and straight after a kill, and needs memory for one range of seqs.
 """
 
+# ruff: noqa: S608 - statements are put together from names and numbers of this package only; values are bound
+
 from __future__ import annotations
 
 import itertools
@@ -25,12 +27,12 @@ import pyarrow as pa
 from store.errors import CorruptionError, StoreVersionError
 from store.hashing import Hasher
 from store.messages_sql import HISTORY_OF_SUMMARIES, alert_lines, load_rules, notification_lines
-from store.schema import FORMAT_VERSION, RECORD, STORED
+from store.schema import FORMAT_VERSION, STORED
 from store.verification.derived import Derived
 from store.verification.feeds import Feed
 from store.verification.letters import check_letters
 from store.verification.records import ParquetRecords, read_lines
-from store.verification.report import Difference, Findings, Report, Vanished
+from store.verification.report import Difference, Findings, Report, VanishedError
 from store.verification.survey import Survey, check_facts, take_survey
 
 __all__ = ["Difference", "Report", "verify"]
@@ -61,7 +63,7 @@ def verify(data_dir: Path, *, memory_limit: str = "1GB", temp_dir: Path | None =
                 finally:
                     run.connection.close()
                 break
-            except Vanished as error:
+            except VanishedError as error:
                 if attempt + 1 == _TRIES:
                     findings.add("store", "", f"files go away while they are read: {error}")
     return Report(
@@ -215,16 +217,17 @@ class _Run:
         return rows.take(pa.array(once[(seqs >= piece.first) & (seqs <= piece.last)]))
 
     def _check_surplus(self, piece: _Range, logged: pa.Table) -> None:
-        """Parquet rows above what the catalog calls flushed: legal in a flush under way, if they are those of the log."""
+        """Parquet rows above what the catalog calls flushed: legal in a flush under way, if the log has the same."""
         surplus = self._parquet.rows(piece.first, piece.last)
         if not surplus.num_rows:
             return
         self.connection.register("surplus", surplus)
         self.connection.register("logged", logged)
+        differing = " OR ".join(f"s.{name} IS DISTINCT FROM l.{name}" for name in STORED.names)
         wrong = self.connection.sql(
             f"""
             SELECT seq, count(*) AS rows FROM surplus AS s LEFT JOIN logged AS l USING (seq)
-            GROUP BY seq HAVING count(*) > 1 OR bool_or({" OR ".join(f"s.{name} IS DISTINCT FROM l.{name}" for name in RECORD.names)})
+            GROUP BY seq HAVING count(*) > 1 OR bool_or({differing})
             ORDER BY seq LIMIT 101
             """
         ).fetchall()

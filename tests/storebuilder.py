@@ -94,7 +94,7 @@ class StoreBuilder:
         identity = {"format": 1, "storeId": "0" * 32, "seed": SEED.hex(), "hashBits": self.hash_bits}
         (self.root / "oncelake.json").write_bytes(compact(identity))
         self.journal = self.root / "internal/journal/0000000000.journal"
-        checkpoint = {"segments": [], "rules": [], "inputs": [], "files": []}
+        checkpoint: dict[str, list[Any]] = {"segments": [], "rules": [], "inputs": [], "files": []}
         self._frame(0, 1, [], None, checkpoint)
         with self.database() as db:
             db.executescript(

@@ -7,15 +7,15 @@ import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from store.verification.report import Vanished
+from store.verification.report import VanishedError
 
-__all__ = ["CatalogDamage", "CatalogView", "ParquetRow", "RunRow", "read_catalog"]
+__all__ = ["CatalogDamageError", "CatalogView", "ParquetRow", "RunRow", "read_catalog"]
 
 _NAME = "internal/catalog.sqlite"
 _TRIES = 20
 
 
-class CatalogDamage(Exception):
+class CatalogDamageError(Exception):
     """The catalog cannot be read."""
 
 
@@ -61,7 +61,7 @@ class CatalogView:
 
 
 def read_catalog(root: Path, scratch: Path) -> CatalogView | None:
-    """The catalog; None where there is none. `CatalogDamage` where it cannot be read."""
+    """The catalog; None where there is none. `CatalogDamageError` where it cannot be read."""
     copy = scratch / "catalog.sqlite"
     if not _copied(root / _NAME, copy):
         return None
@@ -72,7 +72,7 @@ def read_catalog(root: Path, scratch: Path) -> CatalogView | None:
         finally:
             database.close()
     except (sqlite3.DatabaseError, ValueError, KeyError, TypeError) as error:
-        raise CatalogDamage(f"{type(error).__name__}: {error}") from error
+        raise CatalogDamageError(f"{type(error).__name__}: {error}") from error
 
 
 def _copied(path: Path, copy: Path) -> bool:
@@ -89,7 +89,7 @@ def _copied(path: Path, copy: Path) -> bool:
         if before == after:
             break
     else:
-        raise Vanished(f"{path} keeps changing")
+        raise VanishedError(f"{path} keeps changing")
     if database is None:
         return False
     copy.write_bytes(database)
@@ -108,7 +108,7 @@ def _bytes(path: Path) -> bytes | None:
 def _view(database: sqlite3.Connection) -> CatalogView:
     check = database.execute("PRAGMA integrity_check").fetchone()[0]
     if check != "ok":
-        raise CatalogDamage(str(check))
+        raise CatalogDamageError(str(check))
     if not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
         return CatalogView()  # made, and its first transaction is still to come
     meta = dict(database.execute("SELECT key, value FROM meta").fetchall())

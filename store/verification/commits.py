@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from store.messages_sql import RulesSince
-from store.verification.report import Findings, Vanished
+from store.verification.report import Findings, VanishedError
 
 __all__ = ["LOGS", "Commits", "LogFile", "read_commits"]
 
@@ -86,7 +86,7 @@ def read_commits(root: Path, findings: Findings) -> Commits:
         try:
             data = path.read_bytes()
         except FileNotFoundError as error:
-            raise Vanished(f"{path} was rotated away") from error
+            raise VanishedError(f"{path} was rotated away") from error
         frame = _frame_at(data, 0)
         if frame is None and _next_frame(data, 0) is None:
             if position + 1 == len(paths):

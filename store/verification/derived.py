@@ -1,9 +1,10 @@
 """The index and the summaries, proven from the records, and that no recordId is stored twice."""
 
+# ruff: noqa: S608 - statements are put together from names and numbers of this package only; values are bound
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -11,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
 from store.hashing import Hasher
 from store.messages_sql import SUMMARIES_OF_RECORDS
-from store.verification.catalog import RunRow
-from store.verification.report import Findings, Vanished
+from store.verification.report import Findings
+from store.verification.runs import OpenRun, batches_of, check_facts
 
-__all__ = ["Derived", "OpenRun", "open_runs"]
+__all__ = ["Derived"]
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
@@ -31,51 +31,6 @@ _SORTED_AT_ONCE = 1 << 24
 """Hashes that are sorted in one piece when equal recordIds are looked for."""
 
 _LISTED = 101
-
-_DECIMAL = pa.decimal128(38, 9)
-_SCHEMAS = {
-    "index": [(name, pa.uint64()) for name in ("hi", "lo", "word", "fp")],
-    "summaries": [
-        ("hi", pa.uint64()),
-        ("lo", pa.uint64()),
-        ("unit", pa.string()),
-        ("count", pa.int64()),
-        ("positive", _DECIMAL),
-        ("negative", _DECIMAL),
-        ("first", pa.int64()),
-        ("last", pa.int64()),
-        ("lastSeq", pa.int64()),
-    ],
-}
-
-
-@dataclass(frozen=True)
-class OpenRun:
-    """A run, mapped when the store was surveyed: a merge that removes its file does not take its bytes."""
-
-    row: RunRow
-    data: pa.Buffer
-
-
-def open_runs(root: Path, rows: Sequence[RunRow], findings: Findings) -> list[OpenRun]:
-    """Map the runs and prove their checksums."""
-    runs = []
-    for row in rows:
-        try:
-            with pa.memory_map(str(root / row.name)) as source:
-                data = source.read_buffer()
-        except FileNotFoundError as error:
-            raise Vanished(f"{root / row.name} is gone") from error
-        findings.checked["files"] += 1
-        runs.append(OpenRun(row, data))
-        found = xxhash.xxh3_64_hexdigest(memoryview(data))
-        if (data.size, found) != (row.bytes, row.sum):
-            message = f"has {data.size} bytes with checksum {found}, the catalog says {row.bytes} with {row.sum}"
-            findings.add(_KINDS[row.kind], row.name, message)
-    return runs
-
-
-_KINDS = {"index": "index", "summaries": "summary"}
 
 
 class Derived:
@@ -133,7 +88,7 @@ class Derived:
             last = (-1, -1, -1)
             row = 0
             seqs: list[I64] = []
-            for batch in _batches(run, self._findings):
+            for batch in batches_of(run, self._findings):
                 hi, lo, words, prints = (batch.column(name).to_numpy() for name in ("hi", "lo", "word", "fp"))
                 if len(hi):
                     self._check_order(run, row, last, hi, lo, words)
@@ -141,7 +96,7 @@ class Derived:
                 seqs.append(self._check_entries(run, _digest(hi, lo, words, prints), words, seen))
                 row += len(hi)
             self._findings.checked["index"] += row
-            _check_facts(run, row, seqs, self._findings)
+            check_facts(run, row, seqs, self._findings)
         missing = np.flatnonzero(~seen[1:] & self._known[1 : self._flushed + 1]) + 1
         self._findings.add_seqs("index", "internal/index", "no entry for {}", missing[: 10 * _LISTED].tolist())
 
@@ -188,18 +143,18 @@ class Derived:
             row = 0
             seqs: list[I64] = []
             last: tuple[int, int, bytes] | None = None
-            for batch in _batches(run, self._findings):
+            for batch in batches_of(run, self._findings):
                 if batch.num_rows:
                     last = self._check_summary_order(run, row, last, batch)
                     seqs.append(batch.column("lastSeq").to_numpy())
-                self._connection.register("batch", pa.Table.from_batches([batch]))
+                self._connection.register("batch", pa.Table.frombatches_of([batch]))
                 self._connection.execute("INSERT INTO kept SELECT ?, * FROM batch", [number])
                 self._connection.unregister("batch")
                 row += batch.num_rows
             self._findings.checked["summaries"] += row
             if seqs:
                 seqs = [np.array([run.row.min_seq, max(int(piece.max()) for piece in seqs)])]
-            _check_facts(run, row, seqs, self._findings)
+            check_facts(run, row, seqs, self._findings)
         for hi, lo, unit, files, kept, right in self._connection.sql(_DIFFERING).fetchall():
             key = self._connection.execute(
                 "SELECT destinationId, reference, lastSeq FROM earlier WHERE hi = ? AND lo = ? LIMIT 1", [hi, lo]
@@ -293,38 +248,6 @@ FROM compared SEMI JOIN (
 GROUP BY ALL
 ORDER BY hi, lo, unit
 """
-
-
-def _batches(run: OpenRun, findings: Findings) -> list[pa.RecordBatch]:
-    """The pages of a run, still mapped; none where they cannot be read."""
-    try:
-        reader = pa.ipc.open_file(run.data)
-        found = [(field.name, field.type) for field in reader.schema]
-        if found != _SCHEMAS[run.row.kind]:
-            raise pa.ArrowInvalid(f"its columns are {found}")
-        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-        for batch in batches:
-            batch.validate(full=run.row.kind == "summaries")
-            if any(column.null_count for column in batch.columns):
-                raise pa.ArrowInvalid("it holds nulls")
-    except (OSError, pa.ArrowException) as error:
-        findings.add(_KINDS[run.row.kind], run.row.name, f"cannot be read: {error}")
-        return []
-    return batches
-
-
-def _check_facts(run: OpenRun, rows: int, seqs: Sequence[I64], findings: Findings) -> None:
-    """Row count and seqs are those that the catalog says."""
-    row = run.row
-    if rows != row.rows:
-        findings.add(_KINDS[row.kind], row.name, f"has {rows} rows, the catalog says {row.rows}")
-    found = [(int(piece.min()), int(piece.max())) for piece in seqs if len(piece)]
-    if not found:
-        return
-    span = (min(low for low, _ in found), max(high for _, high in found))
-    if span != (row.min_seq, row.max_seq):
-        message = f"holds seqs {span[0]} to {span[1]}, the catalog says {row.min_seq} to {row.max_seq}"
-        findings.add(_KINDS[row.kind], row.name, message)
 
 
 def _digest(hi: U64, lo: U64, words: U64, prints: U64) -> U64:

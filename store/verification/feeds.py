@@ -1,4 +1,4 @@
-"""A feed as downstream reads it, compared with the lines that must be in it: byte for byte, and line by line on doubt."""
+"""A feed as downstream reads it, held against the lines that must be in it: byte for byte, on doubt line by line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import xxhash
 
 from store.verification.commits import LogFile
-from store.verification.report import Findings, Vanished
+from store.verification.report import Findings, VanishedError
 
 __all__ = ["Feed"]
 
@@ -30,8 +30,10 @@ class Feed:
     def __init__(
         self, root: Path, kind: str, files: list[LogFile], gone: set[str], floor: int, findings: Findings
     ) -> None:
-        """`files` are all committed segments, `gone` those that are known to be missing; below seq `floor` a retention
-        may have removed lines."""
+        """`files` are all committed segments, `gone` those that are known to be missing.
+
+        Below seq `floor` a retention may have removed lines.
+        """
         self._root = root
         self._kind = kind
         self._gone = gone
@@ -89,7 +91,7 @@ class Feed:
         try:
             self._handle = path.open("rb", buffering=0)
         except FileNotFoundError as error:
-            raise Vanished(f"{path} is gone") from error
+            raise VanishedError(f"{path} is gone") from error
         self._hasher, self._read, self._pending = xxhash.xxh3_64(), 0, b""
 
     def _leave(self) -> None:
@@ -163,10 +165,10 @@ class Feed:
             seq = _seq_of(lines[index])
             if seq is not None and seq <= last:
                 # a line that cannot be read belongs to its neighbours: here to the one before it, if seqs are short
-                missing = last - seq
-                while missing and index + 1 < len(lines) and _seq_of(lines[index + 1]) is None:
-                    index, missing = index + 1, missing - 1
-                return index + 1
+                end, missing = index + 1, last - seq
+                while missing and end < len(lines) and _seq_of(lines[end]) is None:
+                    end, missing = end + 1, missing - 1
+                return end
         return 0 if lines and _seq_of(lines[0]) is not None else min(len(lines), 1)
 
     def _compare_lines(self, seqs: list[int], expected: list[bytes]) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import xxhash
 
 from store.verification.commits import LogFile
-from store.verification.report import Findings, Vanished
+from store.verification.report import Findings, VanishedError
 
 __all__ = ["check_letters"]
 
@@ -60,7 +60,7 @@ def _pieces(root: Path, file: LogFile, findings: Findings) -> Iterator[tuple[lis
     try:
         handle = (root / file.path).open("rb")
     except FileNotFoundError as error:
-        raise Vanished(f"{root / file.path} is gone") from error
+        raise VanishedError(f"{root / file.path} is gone") from error
     with handle:
         while position < file.end and (piece := handle.read(min(_READ_BYTES, file.end - position))):
             hasher.update(piece)

@@ -1,5 +1,7 @@
 """The records as the Parquet files and the notification log hold them, a range of seqs at a time."""
 
+# ruff: noqa: S608 - statements are put together from names and numbers of this package only; values are bound
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from store.schema import STORED
-from store.verification.report import Findings, Vanished
+from store.verification.report import Findings, VanishedError
 
 __all__ = ["FileFacts", "ParquetRecords", "read_lines"]
 
@@ -63,7 +65,7 @@ class ParquetRecords:
             try:
                 self._connection.execute(f"CREATE TABLE staged AS SELECT {_COLUMNS} FROM {scan} ORDER BY seq // {step}")
             except duckdb.IOException as error:
-                raise Vanished(str(error)) from error
+                raise VanishedError(str(error)) from error
             self._staged = True
 
     def rows(self, first: int, last: int) -> pa.Table:
@@ -118,7 +120,7 @@ class ParquetRecords:
         try:
             return self._connection.sql(statement).to_arrow_table()
         except duckdb.IOException as error:
-            raise Vanished(str(error)) from error
+            raise VanishedError(str(error)) from error
 
     def _has_schema(self, name: str) -> bool:
         """Whether a file has the columns of `STORED`."""
@@ -136,7 +138,7 @@ class ParquetRecords:
 
     def _unreadable(self, name: str, error: Exception) -> None:
         if not (self._root / name).exists():
-            raise Vanished(f"{self._root / name} is gone") from error
+            raise VanishedError(f"{self._root / name} is gone") from error
         self._findings.add("parquet", name, f"cannot be read: {error}")
 
     def _examined(self, names: Sequence[str]) -> list[FileFacts]:

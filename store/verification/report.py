@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["MAX_DIFFERENCES", "Difference", "Findings", "Report", "Vanished"]
+__all__ = ["MAX_DIFFERENCES", "Difference", "Findings", "Report", "VanishedError"]
 
 MAX_DIFFERENCES = 100
 """Differences that a report lists; that there are more is said."""
 
 
-class Vanished(Exception):
+class VanishedError(Exception):
     """A file that was there when the store was surveyed is gone: compaction, a merge or retention, or a loss."""
 
 

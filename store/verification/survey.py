@@ -13,10 +13,10 @@ from pathlib import Path
 
 import xxhash
 
-from store.verification.catalog import CatalogDamage, CatalogView, ParquetRow, read_catalog
+from store.verification.catalog import CatalogDamageError, CatalogView, ParquetRow, read_catalog
 from store.verification.commits import LOGS, Commits, LogFile, read_commits
-from store.verification.derived import OpenRun, open_runs
-from store.verification.report import Findings, Vanished
+from store.verification.report import Findings, VanishedError
+from store.verification.runs import OpenRun, open_runs
 
 __all__ = ["Survey", "take_survey"]
 
@@ -53,11 +53,11 @@ def take_survey(root: Path, scratch: Path, findings: Findings) -> Survey:
             commits = read_commits(root, trial)
             gone = _missing_logs(root, commits, trial)
             break
-        except Vanished:
+        except VanishedError:
             if attempt + 1 == _TRIES:
                 raise
     else:
-        raise Vanished("the store keeps changing")
+        raise VanishedError("the store keeps changing")
     findings.merge(trial)
     for feed, seq in told.items():
         if seq is not None and seq > commits.seq:
@@ -84,7 +84,7 @@ def _told(root: Path, feed: str, findings: Findings) -> int | None:
 def _catalog(root: Path, scratch: Path, findings: Findings) -> CatalogView | None:
     try:
         return read_catalog(root, scratch)
-    except CatalogDamage as error:
+    except CatalogDamageError as error:
         findings.add("catalog", _CATALOG, f"cannot be read ({error}): it is made anew at the next start")
         return None
 
@@ -175,5 +175,5 @@ def _checksum(path: Path) -> tuple[int, str]:
                 hasher.update(piece)
                 size += len(piece)
     except FileNotFoundError as error:
-        raise Vanished(f"{path} is gone") from error
+        raise VanishedError(f"{path} is gone") from error
     return size, hasher.hexdigest()

@@ -187,7 +187,7 @@ def test_an_exchanged_frame_breaks_the_chain(store: StoreBuilder, tmp_path: Path
     assert "digest" in found(verify(store.root), "journal", JOURNAL).message
 
 
-def edit_lines(path: Path, change: Callable[[list[bytes]], None]) -> None:
+def edit_lines(path: Path, change: Callable[[list[bytes]], object]) -> None:
     """Change the lines of a log."""
     lines = path.read_bytes().splitlines(keepends=True)
     change(lines)
@@ -304,7 +304,7 @@ def test_a_row_in_the_wrong_partition_is_found(store: StoreBuilder) -> None:
     assert "other days" in found(verify(store.root), "parquet", moved).message
 
 
-def edit_run(store: StoreBuilder, kind: str, change: Callable[[list[list[Any]]], None]) -> str:
+def edit_run(store: StoreBuilder, kind: str, change: Callable[[list[list[Any]]], object]) -> str:
     """Change the rows of the first run of a kind, catalog and all."""
     path = sorted(store.root.glob(f"internal/{kind}/*.arrow"))[0]
     name = str(path.relative_to(store.root))
@@ -420,6 +420,6 @@ def test_a_report_lists_a_hundred_differences_and_says_that_there_are_more(store
     """So that a lost file cannot fill the disk with findings."""
     edit_lines(store.root / NOTIFICATIONS, lambda lines: lines.reverse())
     edit_lines(store.root / ALERTS, lambda lines: lines.reverse())
-    edit_run(store, "index", lambda rows: [row.__setitem__(3, 0) for row in rows] and None)
+    edit_run(store, "index", lambda rows: [row.__setitem__(3, 0) for row in rows])
     report = verify(store.root).to_json()
     assert len(report["differences"]) == 100 and report["differencesTruncated"] is True

@@ -1,0 +1,96 @@
+"""The runs of the index and of the summaries as files: mapped, their sums and shapes proven."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import xxhash
+
+from store.verification.catalog import RunRow
+from store.verification.report import Findings, VanishedError
+
+__all__ = ["OpenRun", "batches_of", "check_facts", "open_runs"]
+
+I64 = npt.NDArray[np.int64]
+
+_DECIMAL = pa.decimal128(38, 9)
+_SCHEMAS = {
+    "index": [(name, pa.uint64()) for name in ("hi", "lo", "word", "fp")],
+    "summaries": [
+        ("hi", pa.uint64()),
+        ("lo", pa.uint64()),
+        ("unit", pa.string()),
+        ("count", pa.int64()),
+        ("positive", _DECIMAL),
+        ("negative", _DECIMAL),
+        ("first", pa.int64()),
+        ("last", pa.int64()),
+        ("lastSeq", pa.int64()),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run, mapped when the store was surveyed: a merge that removes its file does not take its bytes."""
+
+    row: RunRow
+    data: pa.Buffer
+
+
+def open_runs(root: Path, rows: Sequence[RunRow], findings: Findings) -> list[OpenRun]:
+    """Map the runs and prove their checksums."""
+    runs = []
+    for row in rows:
+        try:
+            with pa.memory_map(str(root / row.name)) as source:
+                data = source.read_buffer()
+        except FileNotFoundError as error:
+            raise VanishedError(f"{root / row.name} is gone") from error
+        findings.checked["files"] += 1
+        runs.append(OpenRun(row, data))
+        found = xxhash.xxh3_64_hexdigest(memoryview(data))
+        if (data.size, found) != (row.bytes, row.sum):
+            message = f"has {data.size} bytes with checksum {found}, the catalog says {row.bytes} with {row.sum}"
+            findings.add(KINDS[row.kind], row.name, message)
+    return runs
+
+
+KINDS = {"index": "index", "summaries": "summary"}
+
+
+def batches_of(run: OpenRun, findings: Findings) -> list[pa.RecordBatch]:
+    """The pages of a run, still mapped; none where they cannot be read."""
+    try:
+        reader = pa.ipc.open_file(run.data)
+        found = [(field.name, field.type) for field in reader.schema]
+        if found != _SCHEMAS[run.row.kind]:
+            raise pa.ArrowInvalid(f"its columns are {found}")
+        batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        for batch in batches:
+            batch.validate(full=run.row.kind == "summaries")
+            if any(column.null_count for column in batch.columns):
+                raise pa.ArrowInvalid("it holds nulls")
+    except (OSError, pa.ArrowException) as error:
+        findings.add(KINDS[run.row.kind], run.row.name, f"cannot be read: {error}")
+        return []
+    return batches
+
+
+def check_facts(run: OpenRun, rows: int, seqs: Sequence[I64], findings: Findings) -> None:
+    """Row count and seqs are those that the catalog says."""
+    row = run.row
+    if rows != row.rows:
+        findings.add(KINDS[row.kind], row.name, f"has {rows} rows, the catalog says {row.rows}")
+    found = [(int(piece.min()), int(piece.max())) for piece in seqs if len(piece)]
+    if not found:
+        return
+    span = (min(low for low, _ in found), max(high for _, high in found))
+    if span != (row.min_seq, row.max_seq):
+        message = f"holds seqs {span[0]} to {span[1]}, the catalog says {row.min_seq} to {row.max_seq}"
+        findings.add(KINDS[row.kind], row.name, message)
