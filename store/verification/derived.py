@@ -147,7 +147,7 @@ class Derived:
                 if batch.num_rows:
                     last = self._check_summary_order(run, row, last, batch)
                     seqs.append(batch.column("lastSeq").to_numpy())
-                self._connection.register("batch", pa.Table.frombatches_of([batch]))
+                self._connection.register("batch", pa.Table.from_batches([batch]))
                 self._connection.execute("INSERT INTO kept SELECT ?, * FROM batch", [number])
                 self._connection.unregister("batch")
                 row += batch.num_rows
