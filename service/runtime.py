@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -52,8 +53,9 @@ class Lake:
     def __init__(self, config: Config) -> None:
         self.config = config
         store, ingest = config.store, config.ingest
+        root = Path(store.data_dir)
         self.store = Store(
-            StoreSettings(store.data_dir, fsync=store.fsync, segment_bytes=config.outbox.segment_bytes)
+            StoreSettings(root, fsync=store.fsync, segment_bytes=config.outbox.segment_bytes)
         )
         self.flusher = Flusher(self.store, store.flush_interval_s, store.flush_rows, store.flush_bytes)
         alerts = config.alerts
@@ -61,6 +63,9 @@ class Lake:
             self.store,
             AlertRules(alerts.threshold, dict(alerts.by_unit), dict(alerts.by_destination)),
             CommitterSettings(
+                queue_batches=ingest.queue_batches,
+                queue_rows=ingest.queue_records,
+                atomic_rows=ingest.atomic_records,
                 hot_rows_soft=2 * store.flush_rows,
                 hot_rows_hard=3 * store.flush_rows,
                 hot_bytes_soft=2 * store.flush_bytes,
@@ -75,8 +80,8 @@ class Lake:
             self.store.disk,
             self.committer,
             rules,
-            Limits(),
-            InboxSettings(store.data_dir, settle_s=ingest.settle_s, rescan_s=ingest.rescan_s),
+            Limits(chunk_rows=ingest.chunk_rows),
+            InboxSettings(root, settle_s=ingest.settle_s, rescan_s=ingest.rescan_s),
         )
 
     def start(self, *, inbox: bool = True) -> None:

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from store.engine import Engine, as_tables
 from store.errors import QueryError
 from store.schema import CANONICAL_FIELDS, SCALE, STORED
 from store.snapshot import SealedFile, Snapshot
+from store.sums import from_limbs, group_sums, limbs
 
-__all__ = ["RECORDS", "TOTALS", "Filters", "as_of", "records", "totals"]
+__all__ = ["RECORDS", "TOTALS", "Filters", "as_of", "by_unit", "records", "totals"]
 
 _DECIMAL = pa.decimal128(38, SCALE)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -80,6 +82,24 @@ def totals(engine: Engine, snapshot: Snapshot, filters: Filters) -> pa.Table:
         ORDER BY destinationId, unit
     """  # noqa: S608  (the source is made of fixed texts)
     return engine.table(sql, parameters, tables).cast(TOTALS)
+
+
+def by_unit(totals: pa.Table) -> pa.Table:
+    """Totals of all destinations together: the columns of `TOTALS` but destinationId, ordered by unit."""
+    columns = TOTALS.names[1:]
+    if not totals.num_rows:
+        return TOTALS.empty_table().select(columns)
+    units = totals.column("unit").combine_chunks().dictionary_encode()
+    order = np.argsort(units.indices.to_numpy(), kind="stable")
+    codes = units.indices.to_numpy()[order]
+    starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]])
+    sums = [
+        from_limbs(group_sums(limbs(totals.column(name).combine_chunks())[order], starts))
+        for name in ("positive", "negative", "net")
+    ]
+    counts = np.add.reduceat(totals.column("count").to_numpy()[order], starts)
+    table = pa.table([units.dictionary.take(pa.array(codes[starts])), counts, *sums], names=columns)
+    return table.sort_by("unit")
 
 
 @contextlib.contextmanager

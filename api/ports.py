@@ -1,0 +1,50 @@
+"""What the API needs of the rest of the service; wiring fills these in."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from store.engine import Engine
+from store.outcomes import Reply
+from store.snapshot import Snapshot
+
+__all__ = ["ApiSettings", "Intake", "Reader"]
+
+
+class Intake(Protocol):
+    """Takes bodies of `POST /records`."""
+
+    def submit(
+        self, body: bytes, media_type: str, encoding: str | None, *, atomic: bool, dry_run: bool, request_id: str
+    ) -> Future[Reply]:
+        """Decode a body in this thread and queue it; raises what is wrong with it (`store.errors`)."""
+
+
+class Reader(Protocol):
+    """Answers questions."""
+
+    engine: Engine
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """What a read sees, for as long as it reads."""
+
+    def find(self, record_id: str) -> pa.Table | None:
+        """The stored record with this id (one row, schema `STORED`), or None."""
+
+    def health(self) -> dict[str, dict[str, object]]:
+        """The state of each component."""
+
+
+@dataclass(frozen=True)
+class ApiSettings:
+    """Limits of the HTTP face. Bodies up to `inline_bytes` are decoded on the event loop, larger ones in a thread."""
+
+    max_body_bytes: int = 32 << 20
+    body_timeout_s: float = 30.0
+    concurrent_queries: int = 4
+    inline_bytes: int = 4_096

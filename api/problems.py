@@ -1,0 +1,100 @@
+"""The one place where what went wrong becomes an RFC 9457 problem with a stable `code`."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+
+from store.errors import (
+    CorruptionError,
+    DiskFullError,
+    InputError,
+    InvalidSchemaError,
+    QueryError,
+    QueueFullError,
+    StoppingError,
+    TooLargeError,
+    TransientError,
+    UnknownFormatError,
+)
+
+__all__ = ["MEDIA_TYPE", "ProblemError", "on_error", "problem"]
+
+logger = logging.getLogger("oncelake.api")
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class ProblemError(Exception):
+    """A problem that the API itself finds."""
+
+    def __init__(self, status: int, code: str, detail: str, **members: Any) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.members = members
+
+
+def problem(
+    status: int, code: str, detail: str, *, headers: dict[str, str] | None = None, **members: Any
+) -> Response[bytes]:
+    """A problem as a response; `members` stand beside the fixed ones."""
+    content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, "code": code}
+    return Response(
+        msgspec.json.encode({**content, **members}), status_code=status, media_type=MEDIA_TYPE, headers=headers or {}
+    )
+
+
+def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """The problem that an exception is."""
+    match error:
+        case ProblemError():
+            return problem(error.status, error.code, str(error), **error.members)
+        case QueryError():
+            return problem(400, "invalid_parameter", str(error), parameter=error.parameter)
+        case InputError():
+            position = {"position": error.position} if error.position else {}
+            return problem(_input_status(error), error.code, str(error), **position)
+        case QueueFullError():
+            return problem(429, "queue_full", str(error), headers={"retry-after": str(error.retry_after_s)})
+        case DiskFullError():
+            return problem(507, "disk_full", str(error))
+        case StoppingError():
+            return problem(503, "stopping", str(error), headers={"retry-after": "5"})
+        case TransientError():
+            return problem(503, "unavailable", str(error), headers={"retry-after": "1"})
+        case HTTPException():
+            return _of_framework(error)
+        case CorruptionError():
+            logger.error("%s %s: %s", request.method, request.url.path, error)
+            return problem(500, "corruption", "stored data is damaged: the operator finds it in the log")
+    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return problem(500, "internal", "the service failed to answer; what went wrong is in its log")
+
+
+def _input_status(error: InputError) -> int:
+    if isinstance(error, InvalidSchemaError):
+        return 422
+    if isinstance(error, TooLargeError):
+        return 413
+    return 415 if isinstance(error, UnknownFormatError) else 400
+
+
+_FRAMEWORK = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+}
+
+
+def _of_framework(error: HTTPException) -> Response[bytes]:
+    status = error.status_code
+    code = _FRAMEWORK.get(status, "bad_request" if status < 500 else "internal")
+    detail = "there is nothing at this path" if status == 404 else error.detail if status < 500 else "internal error"
+    return problem(status, code, detail, headers=dict(error.headers or {}))

@@ -1,0 +1,207 @@
+"""`/records`: taking records and answering questions about them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+from litestar import Request, Response, get, post
+from litestar.response import Stream
+
+from api.answers import aggregation, continued
+from api.parameters import Parameters, filters_of
+from api.ports import ApiSettings, Intake, Reader
+from api.problems import ProblemError, problem
+from store.canonical import render_records, render_times
+from store.errors import TooLargeError
+from store.outcomes import Reply
+
+__all__ = ["Records"]
+
+Req = Request[Any, Any, Any]
+
+_AGGREGATION = {
+    "startTime", "endTime", "type", "destinationId", "sourceId", "reference", "unit", "include", "asOf", "limit", "cursor",
+}  # fmt: skip
+_MAX_LIMIT = 1_000_000
+_SECTION = 64 << 10
+
+
+class Records:
+    """The handlers, with what they need."""
+
+    def __init__(self, intake: Intake, reader: Reader, settings: ApiSettings) -> None:
+        self._intake = intake
+        self._reader = reader
+        self._settings = settings
+        self._queries = asyncio.Semaphore(settings.concurrent_queries)
+        self._threads = ThreadPoolExecutor(settings.concurrent_queries + 2, thread_name_prefix="query")
+
+    def handlers(self) -> list[Any]:
+        """The route handlers."""
+
+        @post("/records", status_code=HTTPStatus.OK)
+        async def post_records(request: Request[Any, Any, Any]) -> Response[bytes]:
+            return await self.post(request)
+
+        @get("/records")
+        async def get_record_by_query(request: Request[Any, Any, Any]) -> Response[bytes]:
+            record_id = Parameters(request.scope["query_string"], ("recordId",)).one("recordId")
+            if record_id is None:
+                raise ProblemError(400, "invalid_parameter", "recordId is missing", parameter="recordId")
+            return await self.find(record_id)
+
+        @get("/records/aggregations")
+        async def get_aggregations(request: Request[Any, Any, Any]) -> Response[Any]:
+            return await self.aggregate(request)
+
+        @get("/records/{record_id:path}")
+        async def get_record(request: Request[Any, Any, Any], record_id: str) -> Response[bytes]:
+            Parameters(request.scope["query_string"], ())
+            return await self.find(record_id.removeprefix("/"))
+
+        return [post_records, get_record_by_query, get_aggregations, get_record]
+
+    async def post(self, request: Req) -> Response[bytes]:
+        """Take a body, and answer once its commit is durable."""
+        parameters = Parameters(request.scope["query_string"], ("atomic", "dryRun"))
+        atomic, dry_run = parameters.flag("atomic"), parameters.flag("dryRun")
+        headers = request.headers
+        media_type = headers.get("content-type")
+        if media_type is None:
+            raise ProblemError(415, "unsupported_format", "say what the body is in Content-Type, as in application/json")
+        body = await self._body(request)
+        submit = functools.partial(
+            self._intake.submit,
+            body,
+            media_type,
+            headers.get("content-encoding"),
+            atomic=atomic,
+            dry_run=dry_run,
+            request_id=request.state.request_id,
+        )
+        if len(body) <= self._settings.inline_bytes:
+            future = submit()
+        else:
+            future = await asyncio.get_running_loop().run_in_executor(None, submit)
+        reply = await asyncio.wrap_future(future)
+        return _single(reply) if reply.single and not dry_run else _batch(reply)
+
+    async def _body(self, request: Req) -> bytes:
+        """The whole body, within its limits of size and time."""
+        limit = self._settings.max_body_bytes
+        announced = request.headers.get("content-length")
+        if announced is not None and announced.isdigit() and int(announced) > limit:
+            raise _too_large(limit)
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                while True:
+                    message: Any = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ProblemError(400, "disconnected", "the client went away before its body was complete")
+                    pieces.append(message.get("body", b""))
+                    size += len(pieces[-1])
+                    if size > limit:
+                        raise _too_large(limit)
+                    if not message.get("more_body"):
+                        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        except TimeoutError:
+            raise ProblemError(
+                408, "body_timeout", f"the body did not arrive within {self._settings.body_timeout_s:g} s"
+            ) from None
+
+    async def find(self, record_id: str) -> Response[bytes]:
+        """One record by its id."""
+        row = await asyncio.get_running_loop().run_in_executor(self._threads, self._reader.find, record_id)
+        if row is None:
+            return problem(404, "not_found", f"there is no record {record_id!r}", recordId=record_id)
+        return Response(_record(row), media_type="application/json")
+
+    async def aggregate(self, request: Req) -> Response[Any]:
+        """Stream an aggregation; what is wrong with the question is answered before the first byte."""
+        parameters = Parameters(request.scope["query_string"], _AGGREGATION)
+        filters = continued(filters_of(parameters), parameters.one("cursor"))
+        include = parameters.choice("include", ("records", "totals")) or "records"
+        limit = parameters.whole("limit", 1, _MAX_LIMIT)
+        await self._queries.acquire()
+        pieces = self._pieces(filters, include, limit)
+        run = functools.partial(asyncio.get_running_loop().run_in_executor, self._threads)
+        try:
+            first = await run(next, pieces)
+        except BaseException:
+            self._queries.release()
+            raise
+        return Stream(self._streamed(first, pieces), media_type="application/json")
+
+    def _pieces(self, filters: Any, include: Any, limit: int | None) -> Iterator[bytes]:
+        """The answer in sections that are worth a write."""
+        with self._reader.snapshot() as snapshot:
+            section = bytearray()
+            for piece in aggregation(self._reader.engine, snapshot, filters, include, limit):
+                section += piece
+                if len(section) >= _SECTION:
+                    yield bytes(section)
+                    section.clear()
+            yield bytes(section)
+
+    async def _streamed(self, first: bytes, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+        """The sections, made in a thread; the query ends with the answer, or with a client that goes away."""
+        loop = asyncio.get_running_loop()
+        under_way: asyncio.Future[bytes | None] | None = None
+        try:
+            yield first
+            while True:
+                under_way = loop.run_in_executor(self._threads, next, pieces, None)
+                section = await asyncio.shield(under_way)
+                if section is None:
+                    return
+                yield section
+        finally:
+            self._queries.release()
+            if under_way is None or under_way.done():
+                loop.run_in_executor(self._threads, pieces.close)  # type: ignore[attr-defined]
+            else:
+                under_way.add_done_callback(lambda _: pieces.close())  # type: ignore[attr-defined]
+
+
+def _too_large(limit: int) -> TooLargeError:
+    return TooLargeError(f"a body may have {limit} bytes (api.max_body_bytes): send smaller batches, or drop a file")
+
+
+def _record(row: pa.Table) -> bytes:
+    seq = row.column("seq")[0].as_py()
+    processed_at = render_times(row.column("processedAt"))[0].as_py()
+    record = render_records(row)[0].as_py()
+    return f'{{"seq":{seq},"processedAt":"{processed_at}",{record[1:]}'.encode()
+
+
+def _single(reply: Reply) -> Response[bytes]:
+    """The answer to one object."""
+    answer = reply.answer
+    if answer.accepted or answer.duplicate:
+        status, code, seq = ("accepted", 201, answer.first_seq) if answer.accepted else ("duplicate", 200, reply.duplicate_seq)
+        content = b'{"recordId":%b,"status":"%b","seq":%d}' % (msgspec.json.encode(reply.record_id), status.encode(), seq)
+        return Response(content, status_code=code, media_type="application/json")
+    found = answer.problems[0]
+    if answer.conflict:
+        detail = f"the record is stored already, as seq {found.seq}, with other values; it was not changed"
+        return problem(409, "conflict", detail, recordId=reply.record_id, seq=found.seq, fields=found.fields)
+    errors = found.errors or ()
+    detail = "the record breaks a rule: " + "; ".join(error.message for error in errors)  # type: ignore[union-attr]
+    return problem(422, "invalid_record", detail, recordId=found.record_id, errors=errors)
+
+
+def _batch(reply: Reply) -> Response[bytes]:
+    if not reply.atomic_refused:
+        return Response(msgspec.json.encode(reply.answer), status_code=200, media_type="application/json")
+    answer = reply.answer
+    detail = f"{answer.conflict} conflicts and {answer.rejected} rejected records: nothing of the batch was stored"
+    return problem(422, "atomic_refused", detail, **msgspec.to_builtins(answer))

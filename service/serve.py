@@ -1,0 +1,112 @@
+"""`oncelake serve`: the lake and its HTTP face, until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+
+import uvicorn
+
+from api.app import create_app
+from api.ports import ApiSettings
+from service.config import Config
+from service.logs import configure_logging
+from service.runtime import Lake, Reader
+from store.engine import Engine
+
+__all__ = ["serve"]
+
+logger = logging.getLogger("oncelake.service")
+
+_WATCH_S = 0.2
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, with signals of our own: the first one ends it in order, a second one at once."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(config: Config) -> int:
+    """Serve until a signal; 0 then, 1 where the store failed."""
+    configure_logging(config.log.level, config.log.format)
+    sys.setswitchinterval(0.0005)  # the committer shares the interpreter with the event loop and the decoders
+    listener = _listen(config.api.host, config.api.port)
+    lake = Lake(config)
+    temp = lake.store.root / "internal" / "tmp"
+    lake.store.disk.make_directory(temp)
+    engine = Engine(lake.store.root, temp, memory=config.store.query_memory, threads=config.store.query_threads)
+    app = create_app(
+        lake.intake,
+        Reader(lake, engine),
+        ApiSettings(config.api.max_body_bytes, config.api.body_timeout_s, config.api.concurrent_queries),
+    )
+    server = _Server(
+        uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=int(config.api.shutdown_s),
+        )
+    )
+    lake.start()
+    _stop_on_signals(server)
+    threading.Thread(target=_stop_on_failure, args=(server, lake), daemon=True).start()
+    host, port = listener.getsockname()[:2]
+    address = f"[{host}]" if ":" in host else host
+    print(f"oncelake serves {lake.store.root} at http://{address}:{port}", flush=True)
+    try:
+        with asyncio.Runner(loop_factory=_loop) as runner:
+            runner.run(server.serve(sockets=[listener]))
+    finally:
+        lake.stop()
+        engine.close()
+    return 1 if lake.store.failure else 0
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The socket, bound before anything is opened: a taken port is found at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    listener.listen(2_048)
+    return listener
+
+
+def _stop_on_signals(server: uvicorn.Server) -> None:
+    def stop(number: int, frame: object) -> None:
+        if server.should_exit:
+            server.force_exit = True
+        server.should_exit = True
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, stop)
+
+
+def _stop_on_failure(server: uvicorn.Server, lake: Lake) -> None:
+    """A store that failed is started again by whoever runs the service: its state is known only then."""
+    while lake.store.failure is None:
+        threading.Event().wait(_WATCH_S)
+    server.should_exit = True
