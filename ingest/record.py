@@ -28,7 +28,6 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import date
 from decimal import Decimal
 from difflib import get_close_matches
 from typing import Literal, NamedTuple, NoReturn, cast
@@ -38,6 +37,7 @@ import msgspec
 from ingest.batch import Record
 from store.outcomes import FieldError
 from store.schema import CANONICAL_FIELDS, FIELD_LIMIT, SCALE, TIME_MAX_US, TIME_MIN_US, UNIT_LIMIT
+from store.times import parse_time
 
 __all__ = ["MAX_RECORD_BYTES", "Micros", "Number", "Rejected", "Rules", "check_fields", "malformed", "parse_record"]
 
@@ -51,11 +51,6 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([+-]?)([0-9]+))?")
 _PLAIN = re.compile(r"(?:0|[1-9][0-9]{0,19})(?:\.[0-9]{1,9})?")
-_TIME = re.compile(
-    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?"
-    r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
-)
-_EPOCH = date(1970, 1, 1).toordinal()
 _HUGE_EXPONENT_DIGITS = 18
 
 
@@ -133,7 +128,7 @@ def _plain_record(data: bytes) -> Record | None:
         and wire.type in _TYPES
         and _PLAIN.fullmatch(token)
     ):
-        time_us = _time(wire.time)
+        time_us = parse_time(wire.time)
         if isinstance(time_us, int):
             kind = cast(Literal["positive", "negative"], wire.type)
             return Record(record_id, time_us, source_id, destination_id, kind, Decimal(token), unit, reference)
@@ -239,7 +234,7 @@ def _check_time(content: object, rules: Rules, problems: _Problems) -> int:
     if isinstance(content, Micros):
         found: int | str = int(content) if TIME_MIN_US <= content < TIME_MAX_US else "time_range"
     elif isinstance(content, str) and not isinstance(content, Number):
-        found = _time(content)
+        found = parse_time(content)
     else:
         problems.append(("type", f"is {_kind(content)}; it must be a string."))
         return 0
@@ -252,33 +247,6 @@ def _check_time(content: object, rules: Rules, problems: _Problems) -> int:
             (found, f"is {_shown(str(content))}; it must be RFC 3339 with an offset, such as 2024-03-01T12:00:00Z.")
         )
     return 0
-
-
-def _time(text: str) -> int | str:
-    """Microseconds since the epoch, or the code of what is wrong. Digits beyond the microsecond are cut off."""
-    found = _TIME.fullmatch(text)
-    if found is None:
-        return "time_format"
-    year, month, day, hour, minute, second, fraction, sign, offset_hour, offset_minute = found.groups()
-    hours, minutes, seconds = int(hour), int(minute), int(second)
-    if hours > 23 or minutes > 59 or seconds > 59:
-        return "time_format"
-    try:
-        # The calendar repeats after 400 years, and Python's begins with year 1.
-        days = date(int(year) or 400, int(month), int(day)).toordinal() - _EPOCH
-    except ValueError:
-        return "time_format"
-    total = days * 86_400 + hours * 3_600 + minutes * 60 + seconds
-    if sign is not None:
-        behind, rest = int(offset_hour), int(offset_minute)
-        if behind > 23 or rest > 59:
-            return "time_format"
-        shift = behind * 3_600 + rest * 60
-        total += shift if sign == "-" else -shift
-    if year == "0000":
-        return "time_range"
-    time_us = total * 1_000_000 + (int(fraction[:6].ljust(6, "0")) if fraction else 0)
-    return time_us if TIME_MIN_US <= time_us < TIME_MAX_US else "time_range"
 
 
 def _check_value(content: object, rules: Rules, problems: _Problems) -> Decimal:

@@ -1,0 +1,104 @@
+"""`oncelake aggregate`: totals and records by destination, read beside a running service or without one."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from api.answers import aggregation
+from service.config import Config
+from store.canonical import render_decimals, render_times
+from store.engine import Engine
+from store.errors import ConfigError
+from store.queries import RECORDS, TOTALS, Filters, records, totals
+from store.reading import read_snapshot
+from store.snapshot import Snapshot
+from store.times import parse_time
+
+__all__ = ["aggregate"]
+
+
+def aggregate(config: Config, options: argparse.Namespace) -> int:
+    """Print an aggregation as a table, as the JSON of the API, or as CSV."""
+    root = Path(config.store.data_dir)
+    filters = Filters(
+        start_us=_time("--start-time", options.start_time),
+        end_us=_time("--end-time", options.end_time),
+        type=options.type,
+        destination_ids=tuple(options.destination_id),
+        source_ids=tuple(options.source_id),
+        references=tuple(options.reference),
+        units=tuple(options.unit),
+        as_of=options.as_of,
+    )
+    snapshot = read_snapshot(root)
+    with tempfile.TemporaryDirectory(prefix="oncelake-") as temp:
+        engine = Engine(root, Path(temp), memory=config.store.query_memory, threads=config.store.query_threads)
+        try:
+            if options.format == "json":
+                for piece in aggregation(engine, snapshot, filters, options.include):
+                    sys.stdout.buffer.write(piece)
+                sys.stdout.buffer.write(b"\n")
+            elif options.format == "csv":
+                _write_csv(engine, snapshot, filters, options.include)
+            else:
+                _show(engine, snapshot, filters, options.include)
+        finally:
+            engine.close()
+    return 0
+
+
+def _write_csv(engine: Engine, snapshot: Snapshot, filters: Filters, include: str) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if include == "totals":
+        writer.writerow(TOTALS.names)
+        table = totals(engine, snapshot, filters)
+        sums = [render_decimals(table.column(name)).to_pylist() for name in ("positive", "negative", "net")]
+        firsts = [table.column(name).to_pylist() for name in ("destinationId", "unit", "count")]
+        writer.writerows(zip(*firsts, *sums, strict=True))
+        return
+    writer.writerow(RECORDS.names)
+    with records(engine, snapshot, filters) as batches:
+        for batch in batches:
+            columns = {name: batch.column(name) for name in RECORDS.names}
+            columns["time"] = render_times(columns["time"])
+            columns["value"] = render_decimals(columns["value"])
+            writer.writerows(zip(*(column.to_pylist() for column in columns.values()), strict=True))
+
+
+def _show(engine: Engine, snapshot: Snapshot, filters: Filters, include: str) -> None:
+    console = Console()
+    sums = totals(engine, snapshot, filters)
+    as_of = snapshot.seq if filters.as_of is None else filters.as_of
+    table = Table(*TOTALS.names, title=f"Totals by destination, as of seq {as_of}")
+    texts = [render_decimals(sums.column(name)).to_pylist() for name in ("positive", "negative", "net")]
+    firsts = [sums.column(name).to_pylist() for name in ("destinationId", "unit", "count")]
+    for row in zip(*firsts, *texts, strict=True):
+        table.add_row(*map(str, row))
+    console.print(table)
+    if include == "totals":
+        return
+    listing = Table(*RECORDS.names, title="Records")
+    with records(engine, snapshot, filters) as batches:
+        for batch in batches:
+            columns = {name: batch.column(name) for name in RECORDS.names}
+            columns["time"] = render_times(columns["time"])
+            columns["value"] = render_decimals(columns["value"])
+            for row in zip(*(column.to_pylist() for column in columns.values()), strict=True):
+                listing.add_row(*map(str, row))
+    console.print(listing)
+
+
+def _time(option: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    found = parse_time(text)
+    if not isinstance(found, int):
+        raise ConfigError(f"{option} is {text!r}; it must be RFC 3339 with an offset, as in 2024-03-01T12:00:00Z")
+    return found
