@@ -142,6 +142,18 @@ def test_every_code_of_an_unreadable_input_is_documented() -> None:
     assert raised - {"invalid_input"} <= documented
 
 
+def test_every_problem_code_is_documented() -> None:
+    """A client can look up every code that the API answers with."""
+    found = set()
+    for path in ("api/problems.py", "api/records.py"):
+        found |= set(re.findall(r'\b(?:problem|ProblemError)\(\s*\d+,\s*"(\w+)"', _text(path)))
+    assert {"conflict", "disk_full"} <= found
+    documented = re.findall(
+        r"`(\w+)`", " ".join(re.findall(r"^\| (`.+?`) \| \d", _section("docs/formats.md", "Problems"), re.M))
+    )
+    assert found <= set(documented)
+
+
 def test_every_config_key_is_explained() -> None:
     """Each key stands under a comment, or beside one, in config.toml; a blank line ends what a comment explains."""
     section, explained, seen = "", False, set()
