@@ -214,6 +214,13 @@ def test_make_targets_of_the_readme_exist() -> None:
     assert named <= set(re.findall(r"^([a-z]+):", _text("Makefile"), re.MULTILINE))
 
 
+def test_samples_that_the_readme_copies_exist() -> None:
+    """The command that a newcomer pastes finds its file."""
+    named = re.findall(r"data/samples/[\w.-]+", _text("README.md"))
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_the_sample_record_of_the_readme_is_what_its_notification_says() -> None:
     """The record that the README posts is accepted, and is the one in the notification that it shows."""
     from ingest.record import Rules
