@@ -91,7 +91,7 @@ class Records:
         else:
             future = await asyncio.get_running_loop().run_in_executor(None, submit)
         reply = await asyncio.wrap_future(future)
-        return _single(reply) if reply.single and not dry_run else _batch(reply)
+        return _single(reply) if reply.single and not (dry_run or reply.atomic_refused) else _batch(reply)
 
     async def _body(self, request: Req) -> bytes:
         """The whole body, within its limits of size and time."""
@@ -131,15 +131,9 @@ class Records:
         filters = continued(filters_of(parameters), parameters.one("cursor"))
         include = parameters.choice("include", ("records", "totals")) or "records"
         limit = parameters.whole("limit", 1, _MAX_LIMIT)
-        await self._queries.acquire()
-        pieces = self._pieces(filters, include, limit)
-        run = functools.partial(asyncio.get_running_loop().run_in_executor, self._threads)
-        try:
-            first = await run(next, pieces)
-        except BaseException:
-            self._queries.release()
-            raise
-        return Stream(self._streamed(first, pieces), media_type="application/json")
+        sections = self._streamed(self._pieces(filters, include, limit))
+        first = await anext(sections)
+        return Stream(_chained(first, sections), media_type="application/json")
 
     def _pieces(self, filters: Any, include: Any, limit: int | None) -> Iterator[bytes]:
         """The answer in sections that are worth a write."""
@@ -152,12 +146,12 @@ class Records:
                     section.clear()
             yield bytes(section)
 
-    async def _streamed(self, first: bytes, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    async def _streamed(self, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
         """The sections, made in a thread; the query ends with the answer, or with a client that goes away."""
         loop = asyncio.get_running_loop()
         under_way: asyncio.Future[bytes | None] | None = None
+        await self._queries.acquire()
         try:
-            yield first
             while True:
                 under_way = loop.run_in_executor(self._threads, next, pieces, None)
                 section = await asyncio.shield(under_way)
@@ -170,6 +164,13 @@ class Records:
                 loop.run_in_executor(self._threads, pieces.close)  # type: ignore[attr-defined]
             else:
                 under_way.add_done_callback(lambda _: pieces.close())  # type: ignore[attr-defined]
+
+
+async def _chained(first: bytes, sections: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """All sections. `sections` has begun, so it is closed (and frees its query) even if this one never begins."""
+    yield first
+    async for section in sections:
+        yield section
 
 
 def _too_large(limit: int) -> TooLargeError:

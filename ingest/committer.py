@@ -202,7 +202,6 @@ class Committer:
                     jobs.append(self._bulk.popleft())
                     rows += jobs[-1].rows
             closed = tuple(self._closed)  # with nothing else to commit the wait above has gathered them
-            self._closed.clear()
             self._wakeup.notify_all()
         return jobs, closed
 
@@ -236,7 +235,9 @@ class Committer:
     def _commit(self, jobs: list[_Job], closed: tuple[str, ...]) -> None:
         """One commit of the next part of each job; jobs with more go back to the front of the queue."""
         store, settings = self._store, self._settings
-        store.wait_for_room(settings.hot_rows_hard, settings.hot_bytes_hard, timeout_s=60.0)
+        if not store.wait_for_room(settings.hot_rows_hard, settings.hot_bytes_hard, timeout_s=10.0):
+            self._refuse(jobs, QueueFullError("records wait to be put into Parquet: try again later", retry_after_s=5))
+            return
         jobs = self._following(jobs)
         parts = [Part(job.batch, _next_pieces(job, settings.commit_rows)) for job in jobs]
         first_seq = store.seq + 1
@@ -267,6 +268,9 @@ class Committer:
             else:
                 self._refuse(jobs, error)
             return
+        with self._wakeup:
+            for path in closed:
+                self._closed.pop(path, None)
         again = []
         for job, result in zip(jobs, plan.results, strict=True):
             job.answer = summed(job.answer, result.answer) if job.answer else result.answer

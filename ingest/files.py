@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -33,6 +35,7 @@ class FileSubmission:
 
     path: Path
     name: str
+    seen: os.stat_result
     futures: list[Future[Result]] = field(default_factory=list)
 
     @property
@@ -62,8 +65,8 @@ def submit_file(
 
     What cannot be decoded ends the file with a failure; what was accepted before stays.
     """
-    submission = FileSubmission(path, name)
-    if not path.is_file() or path.is_symlink():
+    submission = FileSubmission(path, name, path.lstat())
+    if not stat.S_ISREG(submission.seen.st_mode):
         return _failed(committer, submission, InputStep(name, 0, "", now_us, Position(), Position()), _NOT_A_FILE)
     size, sha256 = sha256_of(path)
     state = committer.input_state(name)
@@ -104,12 +107,16 @@ def _failed(committer: Committer, submission: FileSubmission, step: InputStep, e
 
 
 def _with_last(items: Iterator[T]) -> Iterator[tuple[T, bool]]:
-    """Each item with whether it is the last one."""
-    for held in items:
-        for item in items:
+    """Each item with whether it is the last one, told one item ahead."""
+    held = next(items, None)
+    while held is not None:
+        try:
+            following = next(items, None)
+        except InputError:  # what was decoded before stays
             yield held, False
-            held = item  # noqa: PLW2901  (one ahead)
-        yield held, True
+            raise
+        yield held, following is None
+        held = following
 
 
 _NOT_A_FILE = InputError(

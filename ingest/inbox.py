@@ -6,6 +6,7 @@ A file is taken when no process holds it open for writing, which a read lease te
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -91,7 +92,7 @@ class Inbox:
         """Finish files that were committed to their end before a crash: moved, receipt, forgotten."""
         done = [state for state in self._committer.input_states() if state.done and not state.path.startswith("/")]
         if done:
-            self._finish(done)
+            self._finish([(state, None) for state in done])
 
     def run_once(self) -> int:
         """One scan: take every file that is ready, and see it to its receipt. Returns how many were finished."""
@@ -115,12 +116,12 @@ class Inbox:
 
     def _settle(self, pending: deque[FileSubmission], at_least: int) -> int:
         """Finish files whose commits are done; waits for `at_least` of them."""
-        states = []
+        states: list[tuple[InputState, os.stat_result | None]] = []
         while pending and (at_least > 0 or (len(pending) >= _IN_FLIGHT // 2 and pending[0].settled)):
             submission = pending.popleft()
             at_least -= 1
             try:
-                states.append(submission.wait(self._committer))
+                states.append((submission.wait(self._committer), submission.seen))
             except StoppingError:
                 continue
             except TransientError as error:
@@ -131,14 +132,14 @@ class Inbox:
         self._finish(states)
         return len(states)
 
-    def _finish(self, states: list[InputState]) -> None:
+    def _finish(self, states: list[tuple[InputState, os.stat_result | None]]) -> None:
         """Move files, write receipts, sync the directories once, and only then forget the inputs."""
         directories: set[Path] = set()
         finished = []
-        for state in states:
+        for state, seen in states:
             root = self._settings.root / ("failed" if state.failure else "processed")
             try:
-                target = finish(self._disk, self._inbox, root, state, self._now_us())
+                target = finish(self._disk, self._inbox, root, state, self._now_us(), seen)
             except FileNotFoundError:
                 logger.warning("%s was taken out of the inbox before its receipt was written", state.path)
             else:
@@ -153,11 +154,24 @@ class Inbox:
 
     def _ready(self) -> tuple[list[Path], int]:
         """The files that can be taken, oldest first, and how many there are in all."""
-        found = sorted(_candidates(self._inbox), key=lambda entry: (entry[1], str(entry[0])))
+        found = sorted(self._named(_candidates(self._inbox)), key=lambda entry: (entry[1], str(entry[0])))
         present = {path for path, _ in found}
         self._resting = {path: seen for path, seen in self._resting.items() if path in present}
         ready = [path for path, _ in found if self._is_complete(path)]
         return ready, len(found)
+
+    def _named(self, found: Iterator[tuple[Path, int]]) -> Iterator[tuple[Path, int]]:
+        """The files, those renamed whose names are no UTF-8: receipts and dead letters could not tell them."""
+        for path, time_ns in list(found):
+            printable = os.fsencode(path.relative_to(self._inbox)).decode("utf-8", "backslashreplace")
+            target = self._inbox / printable
+            if target != path:
+                self._disk.make_directory(target.parent)
+                with contextlib.suppress(FileExistsError, FileNotFoundError):
+                    self._disk.move_new(path, target)
+                    yield target, time_ns
+                continue
+            yield path, time_ns
 
     def _is_complete(self, path: Path) -> bool:
         """Whether nobody writes the file any more."""

@@ -45,11 +45,11 @@ class Intake:
         if fmt is Format.JSON and compression is Compression.NONE:
             record = decode_single(body, self._rules)
             if record is not None:
-                return self._single(record, body, source, dry_run=dry_run)
+                return self._single(record, body, source, atomic=atomic, dry_run=dry_run)
         try:
             chunks = decode_body(body, fmt, compression, self._rules, self._limits)
         except InvalidSchemaError as error:
-            return self._refused_schema(error, source, dry_run=dry_run)
+            return self._refused_schema(error, source, silent=atomic or dry_run)
         reply: Future[Reply] = Future()
         if not chunks:
             reply.set_result(Reply(_NOTHING, single=False))
@@ -64,29 +64,30 @@ class Intake:
         return reply
 
     def _single(
-        self, record: Record | Reject, body: bytes, source: Source, *, dry_run: bool
+        self, record: Record | Reject, body: bytes, source: Source, *, atomic: bool, dry_run: bool
     ) -> Future[Reply]:
-        """One object; a rejected one is a chunk without records. A single record is atomic anyhow."""
+        """One object; a rejected one is a chunk without records."""
         if isinstance(record, Reject):
             chunk = Chunk(
                 _NO_RECORDS, np.zeros(0, np.int64), [record], 1, lambda row: Located(None, body), Position()
             )
-            batch = Batch(source, (chunk,), dry_run=dry_run)
+            batch = Batch(source, (chunk,), atomic=atomic, dry_run=dry_run)
             record_id = record.record_id
         else:
-            batch = Batch(source, record=record, original=body, dry_run=dry_run)
+            batch = Batch(source, record=record, original=body, atomic=atomic, dry_run=dry_run)
             record_id = record.record_id
         reply: Future[Reply] = Future()
 
         def answered(result: Result) -> Reply:
-            return Reply(result.answer, single=True, duplicate_seq=result.duplicate_seq, record_id=record_id)
+            refused = atomic and not dry_run and bool(result.answer.conflict or result.answer.rejected)
+            return Reply(result.answer, True, refused, result.duplicate_seq, record_id)
 
         self._committer.submit(batch).add_done_callback(lambda future: _pass_on(future, reply, answered))
         return reply
 
-    def _refused_schema(self, error: InvalidSchemaError, source: Source, *, dry_run: bool) -> Future[Reply]:
+    def _refused_schema(self, error: InvalidSchemaError, source: Source, *, silent: bool) -> Future[Reply]:
         """One dead letter for the whole batch; the error is answered once it is durable."""
-        if dry_run:
+        if silent:
             raise error
         letter = Reject(-1, None, None, (FieldError(None, error.code, str(error)),), b"")
         reply: Future[Reply] = Future()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -47,14 +48,20 @@ def receipt_of(state: InputState, finished_at_us: int) -> bytes:
     return msgspec.json.format(msgspec.json.encode(members), indent=2) + b"\n"
 
 
-def finish(disk: Disk, inbox: Path, target_root: Path, state: InputState, finished_at_us: int) -> Path:
+def finish(
+    disk: Disk, inbox: Path, target_root: Path, state: InputState, finished_at_us: int, seen: os.stat_result | None
+) -> Path:
     """Move a finished file out of the inbox and write its receipt; done again after a crash it goes on.
 
+    `seen` is what the file was when it was read; without it (after a crash) its content is compared. Another file
+    that has come under the same name meanwhile stays where it is: `FileNotFoundError`, as if it had been taken away.
     Neither directory is synced: the caller does that once for many files, before it forgets the input.
     """
     source = inbox / state.path
-    target = _moved_before(target_root, state, source)
+    target = _moved_before(target_root, state) if seen is None else None
     if target is None:
+        if not _is_same(source, state, seen):
+            raise FileNotFoundError(source)
         for target in _names(target_root / state.path):
             if _is_free(target):
                 disk.make_directory(target.parent)
@@ -63,12 +70,27 @@ def finish(disk: Disk, inbox: Path, target_root: Path, state: InputState, finish
                 except FileExistsError:
                     continue
                 break
-    elif source.exists() and os.path.samefile(source, target):
+    elif os.path.lexists(source) and os.path.samefile(source, target):
         disk.remove(source)  # a crash between the link and the unlink of the move
     assert target is not None
-    disk.replace(receipt_path(target), receipt_of(state, finished_at_us), sync=False)
-    disk.sync_file(receipt_path(target))
+    if not receipt_path(target).exists():
+        disk.replace(receipt_path(target), receipt_of(state, finished_at_us), sync=False)
+        disk.sync_file(receipt_path(target))
     return target
+
+
+def _is_same(source: Path, state: InputState, seen: os.stat_result | None) -> bool:
+    """Whether the file in the inbox is still the one that was committed."""
+    if not os.path.lexists(source):
+        return False
+    now = source.lstat()
+    if seen is not None:
+        return (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns) == (
+            seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns,
+        )  # fmt: skip
+    if not stat.S_ISREG(now.st_mode):
+        return state.sha256 == ""
+    return sha256_of(source) == (state.bytes, state.sha256)
 
 
 def receipt_path(target: Path) -> Path:
@@ -80,20 +102,25 @@ def _is_free(target: Path) -> bool:
     return not os.path.lexists(target) and not os.path.lexists(receipt_path(target))
 
 
-def _moved_before(root: Path, state: InputState, source: Path) -> Path | None:
-    """Where a crash left the file: moved, or linked, and without a whole receipt (a receipt is renamed in whole)."""
+def _moved_before(root: Path, state: InputState) -> Path | None:
+    """Where the file went before a crash: with a receipt of just this input, or still without one."""
     for target in _names(root / state.path):
-        if not os.path.lexists(target):
-            if not os.path.lexists(receipt_path(target)):
-                return None
-            continue
         if receipt_path(target).exists():
-            continue
-        if source.exists() and not os.path.samefile(source, target):
-            continue
-        if target.is_file() and sha256_of(target) == (state.bytes, state.sha256):
+            if _is_receipt_of(receipt_path(target), state):
+                return target
+        elif not os.path.lexists(target):
+            return None
+        elif target.is_file() and sha256_of(target) == (state.bytes, state.sha256):
             return target
     return None
+
+
+def _is_receipt_of(path: Path, state: InputState) -> bool:
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
+    except (OSError, msgspec.MsgspecError):
+        return False
+    return (found.get("sha256"), found.get("startedAt")) == (state.sha256, _canonical(state.started_at_us))
 
 
 def _names(target: Path) -> Iterator[Path]:

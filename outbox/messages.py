@@ -14,6 +14,7 @@ from decimal import Decimal, localcontext
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from store.canonical import json_strings, render_decimals, render_times
 
 __all__ = ["NO_PREVIOUS", "SingleUnit", "alert_lines", "notification_lines", "previous_of_many_units", "previous_of_one_unit"]

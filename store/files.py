@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,12 +21,17 @@ from store.errors import StoreInUseError
 
 __all__ = ["Appender", "Disk", "Lock", "is_disk_full"]
 
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+"""What file systems without hard links say to a link."""
+
 Buffer = bytes | bytearray | memoryview
 
 
-def is_disk_full(error: OSError) -> bool:
+def is_disk_full(error: Exception) -> bool:
     """Whether the device or the quota has no room: an answer for the client, not a crash."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class Disk:
@@ -75,7 +81,7 @@ class Disk:
             os.close(handle)
 
     def replace(self, path: Path, data: Buffer, *, sync: bool = True) -> None:
-        """Put these bytes in place of a file at once: a reader sees the old ones or the new ones, also after a crash."""
+        """Put these bytes in place of a file: a reader sees the old ones or the new ones, also after a crash."""
         staged = path.with_name(f".{path.name}.tmp")
         try:
             self.write(staged, data, sync=sync)
@@ -98,11 +104,15 @@ class Disk:
         """
         try:
             os.link(source, target, follow_symlinks=False)
-        except FileExistsError:
-            raise
-        except OSError:
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-            os.rename(source, target)
+            try:
+                os.rename(source, target)
+            except OSError:
+                os.unlink(target)
+                raise
         else:
             os.unlink(source)
 

@@ -35,8 +35,8 @@ class Hasher:
     """The hashes of one store. `bits` below 64 keeps only so many of each lane: for tests that want collisions."""
 
     def __init__(self, seed: bytes, bits: int = 64) -> None:
-        stream = hashlib.shake_256(b"oncelake hash 1" + seed).digest(_WORDS * 2 * _WORD)
-        self._keys = np.frombuffer(stream, dtype="<u8").reshape(_WORDS, 2).astype(np.uint64)
+        self._keys = _keys(b"oncelake hash 1" + seed)
+        self._print_keys = _keys(b"oncelake print 1" + seed)
         self._mask = np.uint64((1 << bits) - 1)
 
     def identify(self, record_ids: pa.Array) -> tuple[U64, U64]:
@@ -51,15 +51,18 @@ class Hasher:
         return _mixed(dest_hi * _GOLDEN ^ ref_lo), _mixed(dest_lo + _rotated(ref_hi, 23) * _GOLDEN)
 
     def fingerprint(self, records: pa.RecordBatch | pa.Table) -> U64:
-        """64 bits of all eight fields of each record: equal where the records are the same."""
+        """64 bits of all eight fields of each record: equal where the records are the same.
+
+        Its keys are not those of `identify`, so that two recordIds that share a hash do not share the fingerprint.
+        """
         print_ = np.full(records.num_rows, _GOLDEN, dtype=np.uint64)
         for field in ("recordId", "sourceId", "destinationId", "type", "unit", "reference"):
             column = _one(records.column(field))
             if field in ("sourceId", "type", "unit"):  # few distinct values: hash each of them once
                 encoded = column.dictionary_encode()
-                lanes = self._strings(encoded.dictionary)[0][encoded.indices.to_numpy()]
+                lanes = _hashed(encoded.dictionary, self._print_keys)[0][encoded.indices.to_numpy()]
             else:
-                lanes = self._strings(column)[0]
+                lanes = _hashed(column, self._print_keys)[0]
             print_ = _rotated(print_, 27) * _GOLDEN ^ lanes
         times = _one(records.column("time")).cast(pa.int64()).to_numpy().view(np.uint64)
         words = _words_of_decimals(_one(records.column("value")))
@@ -68,33 +71,43 @@ class Hasher:
         return print_
 
     def _strings(self, strings: pa.Array) -> tuple[U64, U64]:
-        rows = len(strings)
-        if rows == 0:
-            return np.zeros(0, np.uint64), np.zeros(0, np.uint64)
-        offsets = np.frombuffer(strings.buffers()[1], dtype=np.int32)[strings.offset : strings.offset + rows + 1]
-        data = np.zeros(int(offsets[-1] - offsets[0]) + 2 * _WORD, dtype=np.uint8)
-        if strings.buffers()[2] is not None:
-            data[: -2 * _WORD] = np.frombuffer(strings.buffers()[2], dtype=np.uint8)[offsets[0] : offsets[-1]]
-        starts = (offsets[:-1] - offsets[0]).astype(np.int64)
-        lengths = np.diff(offsets).astype(np.int64)
-        # the 8-byte word that begins at every byte, without copying any
-        words = np.ndarray(shape=(len(data) - _WORD + 1,), dtype="<u8", buffer=data.data, strides=(1,))
-        hi = lengths.astype(np.uint64) * _GOLDEN + self._keys[-1, 0]
-        lo = lengths.astype(np.uint64) * _GOLDEN ^ self._keys[-1, 1]
-        shortest, longest = int(lengths.min()), int(lengths.max())
-        for position in range((longest + _WORD - 1) // _WORD):
-            begin = position * _WORD
-            key_hi, key_lo = self._keys[position % (_WORDS - 1)]
-            if shortest > begin:
-                word = words[starts + begin] & _MASKS[np.minimum(lengths - begin, _WORD)]
-                hi = _absorbed(hi, word ^ key_hi, 29)
-                lo = _absorbed(lo, word ^ key_lo, 31)
-            else:
-                rest = np.flatnonzero(lengths > begin)
-                word = words[starts[rest] + begin] & _MASKS[np.minimum(lengths[rest] - begin, _WORD)]
-                hi[rest] = _absorbed(hi[rest], word ^ key_hi, 29)
-                lo[rest] = _absorbed(lo[rest], word ^ key_lo, 31)
-        return _mixed(hi), _mixed(lo)
+        return _hashed(strings, self._keys)
+
+
+def _keys(seed: bytes) -> U64:
+    stream = hashlib.shake_256(seed).digest(_WORDS * 2 * _WORD)
+    return np.frombuffer(stream, dtype="<u8").reshape(_WORDS, 2).astype(np.uint64)
+
+
+def _hashed(strings: pa.Array, keys: U64) -> tuple[U64, U64]:
+    """Both lanes of each string."""
+    rows = len(strings)
+    if rows == 0:
+        return np.zeros(0, np.uint64), np.zeros(0, np.uint64)
+    offsets = np.frombuffer(strings.buffers()[1], dtype=np.int32)[strings.offset : strings.offset + rows + 1]
+    data = np.zeros(int(offsets[-1] - offsets[0]) + 2 * _WORD, dtype=np.uint8)
+    if strings.buffers()[2] is not None:
+        data[: -2 * _WORD] = np.frombuffer(strings.buffers()[2], dtype=np.uint8)[offsets[0] : offsets[-1]]
+    starts = (offsets[:-1] - offsets[0]).astype(np.int64)
+    lengths = np.diff(offsets).astype(np.int64)
+    # the 8-byte word that begins at every byte, without copying any
+    words = np.ndarray(shape=(len(data) - _WORD + 1,), dtype="<u8", buffer=data.data, strides=(1,))
+    hi = lengths.astype(np.uint64) * _GOLDEN + keys[-1, 0]
+    lo = lengths.astype(np.uint64) * _GOLDEN ^ keys[-1, 1]
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    for position in range((longest + _WORD - 1) // _WORD):
+        begin = position * _WORD
+        key_hi, key_lo = keys[position % (_WORDS - 1)]
+        if shortest > begin:
+            word = words[starts + begin] & _MASKS[np.minimum(lengths - begin, _WORD)]
+            hi = _absorbed(hi, word ^ key_hi, 29)
+            lo = _absorbed(lo, word ^ key_lo, 31)
+        else:
+            rest = np.flatnonzero(lengths > begin)
+            word = words[starts[rest] + begin] & _MASKS[np.minimum(lengths[rest] - begin, _WORD)]
+            hi[rest] = _absorbed(hi[rest], word ^ key_hi, 29)
+            lo[rest] = _absorbed(lo[rest], word ^ key_lo, 31)
+    return _mixed(hi), _mixed(lo)
 
 
 def _absorbed(lane: U64, word: U64, turn: int) -> U64:

@@ -149,9 +149,14 @@ class JournalContents:
 
     path: Path
     frames: list[Frame]
-    digest: bytes
+    digests: list[bytes]
     length: int
     tail: bytes
+
+    @property
+    def digest(self) -> bytes:
+        """That of the last frame."""
+        return self.digests[-1]
 
 
 def _framed(frame: Frame, before: bytes) -> tuple[bytes, bytes]:
@@ -179,6 +184,7 @@ def _frame_at(data: memoryview, offset: int) -> tuple[bytes, bytes, bytes, int] 
 def _parse(path: Path, raw: bytes) -> JournalContents:
     data = memoryview(raw)
     frames: list[Frame] = []
+    digests: list[bytes] = []
     offset, chain = 0, None
     while (found := _frame_at(data, offset)) is not None:
         before, payload, digest, end = found
@@ -188,6 +194,7 @@ def _parse(path: Path, raw: bytes) -> JournalContents:
                 "lost or exchanged. Restore the file from a backup."
             )
         frames.append(_decoder.decode(payload))
+        digests.append(digest)
         offset, chain = end, digest
     tail = raw[offset:]
     position = tail.find(MAGIC, 1)
@@ -200,7 +207,7 @@ def _parse(path: Path, raw: bytes) -> JournalContents:
                 "outbox/notifications. Restore the file from a backup."
             )
         position = tail.find(MAGIC, position + 1)
-    return JournalContents(path, frames, chain or _FIRST, offset, tail)
+    return JournalContents(path, frames, digests, offset, tail)
 
 
 def read_journal(directory: Path) -> JournalContents | None:
@@ -235,7 +242,7 @@ class Journal:
         data, digest = _framed(first, _FIRST)
         path = directory / _name(first.number)
         disk.replace(path, data)
-        return JournalContents(path, [first], digest, len(data), b"")
+        return JournalContents(path, [first], [digest], len(data), b"")
 
     @property
     def number(self) -> int:

@@ -19,7 +19,7 @@ from store.files import Appender, Disk
 from store.journal import FileEnd, Segment
 from store.schema import RECORD, STORED
 
-__all__ = ["FEEDS", "Log", "lines_after", "parse_notifications", "segment_name"]
+__all__ = ["FEEDS", "Log", "checked", "lines_after", "parse_notifications", "segment_name"]
 
 FEEDS = ("notifications", "alerts")
 
@@ -39,37 +39,21 @@ class Log:
         self._root = root
         self._segment_bytes = segment_bytes
         self.directory = directory
-        self.closed: list[Segment] = []
         self._open: Appender | None = None
         self._hasher = xxhash.xxh3_64()
         self._before: tuple[int, xxhash.xxh3_64] | None = None
 
-    def restore(self, segments: list[Segment], end: FileEnd | None) -> None:
-        """Take up where the journal says: the closed segments, and the open one checked to its committed end."""
-        self.closed = segments
-        if end is None:
-            return
-        path = self._root / end.path
-        self._hasher = xxhash.xxh3_64()
-        length = 0
-        try:
-            with path.open("rb") as file:
-                while length < end.end and (piece := file.read(min(_READ_BYTES, end.end - length))):
-                    self._hasher.update(piece)
-                    length += len(piece)
-        except FileNotFoundError:
-            length = -1
-        if length != end.end or self._hasher.hexdigest() != end.sum:
-            what = "is missing" if length < 0 else f"has {length} bytes" if length != end.end else "is damaged"
-            raise CorruptionError(
-                f"{path} {what}; {end.end} bytes of it with checksum {end.sum} are committed. Restore it from a backup."
-            )
-        self._open = self._disk.appender(path, length)
+    def restore(self, end: FileEnd | None) -> None:
+        """Take up where the journal says: the open segment, checked to its committed end."""
+        if end is not None:
+            self._hasher = checked(self._root, end.path, end.end, end.sum)
+            self._open = self._disk.appender(self._root / end.path, end.end)
 
     def append(self, data: bytes | memoryview, first: int) -> FileEnd:
         """Append lines, the first of which has this seq, and say where the file ends now. Not yet synced."""
         if self._open is not None and self._open.length >= self._segment_bytes:
-            self._close_segment(first - 1)
+            self._open.close()
+            self._open = None
         if self._open is None:
             self._disk.make_directory(self._root / self.directory)
             self._hasher = xxhash.xxh3_64()
@@ -112,12 +96,24 @@ class Log:
             self._open.close()
             self._open = None
 
-    def _close_segment(self, last: int) -> None:
-        assert self._open is not None
-        end = self.end()
-        self.closed.append(closed_segment(end, last))
-        self._open.close()
-        self._open = None
+
+def checked(root: Path, name: str, end: int, checksum: str) -> xxhash.xxh3_64:
+    """Read the committed bytes of a file; `CorruptionError` where they are not those that were committed."""
+    hasher = xxhash.xxh3_64()
+    length = 0
+    try:
+        with (root / name).open("rb") as file:
+            while length < end and (piece := file.read(min(_READ_BYTES, end - length))):
+                hasher.update(piece)
+                length += len(piece)
+    except FileNotFoundError:
+        length = -1
+    if length != end or hasher.hexdigest() != checksum:
+        what = "is missing" if length < 0 else f"has {length} bytes" if length != end else "is damaged"
+        raise CorruptionError(
+            f"{root / name} {what}; {end} bytes of it with checksum {checksum} are committed. Restore it from a backup."
+        )
+    return hasher
 
 
 def closed_segment(end: FileEnd, last: int) -> Segment:

@@ -23,7 +23,7 @@ from store.flush import STAGING, clear_staging, move_into_place, write_run
 from store.hashing import Hasher
 from store.hot import Committed, Hot
 from store.journal import Checkpoint, FileEnd, Frame, InputState, JournalContents, RulesFrom, Segment
-from store.log import closed_segment, lines_after, parse_notifications
+from store.log import checked, closed_segment, lines_after, parse_notifications
 from store.outcomes import MAX_PROBLEMS
 from store.parquet import FLUSH_KEY, day_directory, describe
 from store.runs import Run
@@ -177,7 +177,18 @@ def _fitting(disk: Disk, root: Path, catalog: Catalog, contents: JournalContents
             f"{meta.frame} (seq {meta.flushed}): the end of the journal was lost. Restore internal/journal from a "
             "backup; the records are still in records/ and outbox/."
         )
+    at = meta.frame - contents.frames[0].number
+    if 0 <= at < len(contents.digests) and contents.digests[at].hex() != meta.digest:
+        raise CorruptionError(
+            f"the journal and the catalog of {root} are of different histories: commit {meta.frame} is not the one that "
+            "the catalog names. Restore internal/ as a whole from one backup."
+        )
     for intent in intents:
+        if intent.last_seq > last.last_seq:
+            raise CorruptionError(
+                f"a flush up to seq {intent.last_seq} was under way, but the journal ends at seq {last.last_seq}: its end "
+                "was lost. Restore internal/journal from a backup; the records are in internal/staging and outbox/."
+            )
         move_into_place(disk, root, intent)
         catalog.seal(intent, last.number, contents.digest.hex())
     if intents:
@@ -294,6 +305,9 @@ def hashed(hasher: Hasher, rows: pa.Table) -> Committed:
 
 def recover_hot(root: Path, hasher: Hasher, state: JournalState, flushed: int) -> Hot:
     """The committed records that are not in the Parquet yet, from the notification log."""
+    for segment in state.segments["outbox/notifications"]:
+        if segment.last_seq is not None and segment.last_seq > flushed:
+            checked(root, segment.path, segment.bytes, segment.sum)
     hot = Hot()
     expected = flushed + 1
     for first, data in lines_after(root, committed(state), flushed):

@@ -7,6 +7,7 @@ snapshots and never wait for either. What changes together is one immutable `_Vi
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,6 +59,7 @@ class Commit:
     committed: Committed | None = None
     notifications: bytes | memoryview = b""
     alerts: bytes | memoryview = b""
+    first_alert_seq: int = 0
     dead_letters: bytes = b""
     inputs: tuple[InputState, ...] = ()
     closed: tuple[str, ...] = ()
@@ -113,12 +115,12 @@ class Store:
             contents = Journal.create(self.disk, directory, first)
         self.state = state_of(contents)
         self._check_committed()
+        catalog = open_catalog(self.disk, self.root, self.hasher, contents)
         quarantine_tails(self.disk, self.root, self.state, contents.tail)
         self._logs: dict[str, Log] = {}
         for name in LOGS:
             self._logs[name] = Log(self.disk, self.root, name, self.settings.segment_bytes)
-            self._logs[name].restore(self.state.segments[name], self.state.ends.get(name))
-        catalog = open_catalog(self.disk, self.root, self.hasher, contents)
+            self._logs[name].restore(self.state.ends.get(name))
         self._catalog: Catalog = catalog.catalog
         self._run_rows: list[RunRow] = catalog.runs
         self._journal = Journal(self.disk, directory, contents)
@@ -232,13 +234,13 @@ class Store:
         try:
             for name, data, key in (
                 ("outbox/notifications", commit.notifications, first),
-                ("outbox/alerts", commit.alerts, first),
+                ("outbox/alerts", commit.alerts, commit.first_alert_seq),
                 ("rejected", commit.dead_letters, self._journal.number + 1),
             ):
                 if len(data):
                     touched.append(self._logs[name])
                     ends.append(self._logs[name].append(data, key))
-        except OSError as error:
+        except BaseException as error:
             raise self._undone(touched, error) from error
         frame = Frame(
             number=self._journal.number + 1,
@@ -257,7 +259,7 @@ class Store:
             raise self._failed(error) from error
         try:
             self._journal.write(frame)
-        except OSError as error:
+        except BaseException as error:
             raise self._undone(touched, error) from error
         try:
             self._journal.sync()
@@ -288,13 +290,15 @@ class Store:
             if not is_disk_full(error):
                 raise self._failed(error) from error
 
-    def _undone(self, touched: list[Log], error: OSError) -> OncelakeError:
-        """Take back lines that were written and not yet committed."""
+    def _undone(self, touched: list[Log], error: BaseException) -> BaseException:
+        """Take back lines that were written and not yet committed; the error to raise."""
         try:
             for log in touched:
                 log.undo()
         except OSError as second:
             return self._failed(second)
+        if not isinstance(error, OSError):
+            return error
         if is_disk_full(error):
             return DiskFullError(f"no room on the device of {self.root}: nothing was stored, make room and try again")
         return self._failed(error)
@@ -336,7 +340,7 @@ class Store:
             move_into_place(self.disk, self.root, intent)
             number, digest = self._journal.last
             self._catalog.seal(intent, number, digest.hex())
-        except OSError as error:
+        except (OSError, sqlite3.OperationalError) as error:
             if is_disk_full(error):
                 raise DiskFullError(f"no room on the device of {self.root} to flush {frozen.rows} records") from error
             raise
