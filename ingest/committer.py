@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from ingest.batch import Batch
+from ingest.batch import Batch, Chunk
 from ingest.plan import Part, Piece, Result, decided, planned, result_of, summed
 from ingest.prepare import prepared
 from store.errors import OncelakeError, QueueFullError, StoppingError, TooLargeError, TransientError
+from store.hashing import Hasher
 from store.journal import InputState, Position, Rules
 from store.outcomes import Answer
 from store.store import Store
@@ -28,6 +29,9 @@ from store.store import Store
 __all__ = ["Committer", "CommitterSettings"]
 
 logger = logging.getLogger("oncelake.committer")
+
+_SMALL_ROWS = 1_024
+"""Fewer records are prepared by the committer, those of all batches of a commit at once."""
 
 _COMMITTED_EVERY_S = 0.5
 """`committed.json` follows within a second of a commit (contract 5)."""
@@ -39,7 +43,8 @@ class CommitterSettings:
 
     queue_batches: int = 4_096
     queue_rows: int = 1_000_000
-    bulk_parts: int = 8
+    bulk_pieces: int = 1_024
+    bulk_rows: int = 262_144
     commit_rows: int = 65_536
     atomic_rows: int = 65_536
     hot_rows_soft: int = 1_000_000
@@ -122,7 +127,7 @@ class Committer:
         A piece of a file waits here for its turn; a request is refused with `QueueFullError` when too much waits.
         """
         hasher = self._store.hasher
-        job = _Job(batch, pieces=deque(Piece(chunk, prepared(chunk.records, hasher)) for chunk in batch.chunks))
+        job = _Job(batch, pieces=deque(_piece(chunk, hasher) for chunk in batch.chunks))
         job.rows = Part(batch, tuple(job.pieces)).records
         if batch.atomic and job.rows > self._settings.atomic_rows:
             raise TooLargeError(
@@ -131,7 +136,7 @@ class Committer:
             )
         with self._wakeup:
             if job.bulk:
-                self._wakeup.wait_for(lambda: self._stopping or len(self._bulk) < self._settings.bulk_parts)
+                self._wakeup.wait_for(lambda: self._stopping or self._has_bulk_room(job.rows))
             if self._stopping or self._store.failure is not None:
                 raise StoppingError("the service is stopping: send the batch again when it is back")
             if not job.bulk and (
@@ -144,6 +149,11 @@ class Committer:
                 self._queued_rows += job.rows
             self._wakeup.notify_all()
         return job.future
+
+    def _has_bulk_room(self, rows: int) -> bool:
+        settings = self._settings
+        waiting = sum(job.rows for job in self._bulk)
+        return len(self._bulk) < settings.bulk_pieces and (not waiting or waiting + rows <= settings.bulk_rows)
 
     def input_state(self, path: str) -> InputState | None:
         """How far a file has come, as of the last commit."""
@@ -306,6 +316,12 @@ class Committer:
     def _refuse(self, jobs: list[_Job], error: Exception) -> None:
         for job in jobs:
             job.future.set_exception(error)
+
+
+def _piece(chunk: Chunk, hasher: Hasher) -> Piece:
+    """A chunk, prepared here and now unless it is small."""
+    is_small = chunk.records.num_rows < _SMALL_ROWS
+    return Piece(chunk, None if is_small else prepared(chunk.records, hasher))
 
 
 def _next_pieces(job: _Job, rows: int) -> tuple[Piece, ...]:

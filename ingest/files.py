@@ -38,11 +38,6 @@ class FileSubmission:
     seen: os.stat_result
     futures: list[Future[Result]] = field(default_factory=list)
 
-    @property
-    def settled(self) -> bool:
-        """Whether `wait` returns at once."""
-        return all(future.done() for future in self.futures)
-
     def wait(self, committer: Committer) -> InputState:
         """The file's final state, or the first error of a piece: then the file is submitted again, and goes on."""
         for future in self.futures:

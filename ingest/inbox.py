@@ -34,7 +34,7 @@ __all__ = ["Inbox", "InboxSettings"]
 logger = logging.getLogger("oncelake.inbox")
 
 _IN_FLIGHT = 256
-"""Files whose commit is waited for together; their directories are synced once for all of them."""
+"""Files that are finished together: their directories are synced once for all of them."""
 
 
 @dataclass(frozen=True)
@@ -110,16 +110,16 @@ class Inbox:
                 )
             except FileNotFoundError:
                 continue  # taken back by its source
-            finished += self._settle(pending, at_least=len(pending) - _IN_FLIGHT)
+            if len(pending) >= 2 * _IN_FLIGHT:
+                finished += self._settle(pending, at_least=_IN_FLIGHT)
             self.waiting -= 1
         return finished + self._settle(pending, at_least=len(pending))
 
     def _settle(self, pending: deque[FileSubmission], at_least: int) -> int:
-        """Finish files whose commits are done; waits for `at_least` of them."""
+        """Finish the oldest `at_least` files together, waiting for their commits."""
         states: list[tuple[InputState, os.stat_result | None]] = []
-        while pending and (at_least > 0 or (len(pending) >= _IN_FLIGHT // 2 and pending[0].settled)):
+        for _ in range(at_least):
             submission = pending.popleft()
-            at_least -= 1
             try:
                 states.append((submission.wait(self._committer), submission.seen))
             except StoppingError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -32,10 +32,10 @@ _US_UTC = pa.timestamp("us", tz="UTC")
 
 @dataclass(frozen=True)
 class Piece:
-    """A chunk that is ready for a commit."""
+    """A chunk that is ready for a commit. Small ones are prepared together with what else is small in the commit."""
 
     chunk: Chunk
-    prepared: Prepared
+    prepared: Prepared | None
 
 
 @dataclass(frozen=True)
@@ -78,23 +78,38 @@ class Plan:
 
 def decided(parts: Sequence[Part], hasher: Hasher, known: Known, first_seq: int) -> Decided:
     """The outcomes of all valid records of the parts, in their order."""
-    found: list[Prepared] = []
     bounds = [0]
-    singles: list[Record] = []
     for part in parts:
-        if part.batch.record is not None:
-            singles.append(part.batch.record)
-        else:
-            found.extend(_of_singles(singles, hasher))
-            singles = []
-            found.extend(piece.prepared for piece in part.pieces)
         bounds.append(bounds[-1] + part.records)
-    found.extend(_of_singles(singles, hasher))
-    records = joined(found)
+    records = joined(list(_prepared(parts, hasher)))
     if not records.rows.num_rows:
         return Decided(records, bounds, Outcomes(np.zeros(0, dtype=np.int8), np.zeros(0, dtype=np.int64), {}))
     outcomes = decide(records.rows, records.id_hi, records.id_lo, records.fingerprint, known, first_seq)
     return Decided(records, bounds, outcomes)
+
+
+def _prepared(parts: Sequence[Part], hasher: Hasher) -> Iterator[Prepared]:
+    """All records of the parts in their order; single ones and small chunks side by side are prepared together."""
+    small: list[pa.Table] = []
+    singles: list[Record] = []
+    for part in parts:
+        if part.batch.record is not None:
+            singles.append(part.batch.record)
+            continue
+        for piece in part.pieces:
+            if piece.prepared is None or singles:
+                small.extend(_table_of(singles))
+                singles = []
+            if piece.prepared is None:
+                small.append(pa.Table.from_batches([piece.chunk.records]))
+                continue
+            if small:
+                yield prepared(pa.concat_tables(small).combine_chunks(), hasher)
+                small = []
+            yield piece.prepared
+    small.extend(_table_of(singles))
+    if small:
+        yield prepared(pa.concat_tables(small).combine_chunks(), hasher)
 
 
 def planned(
@@ -249,13 +264,13 @@ def _with_problems(answer: Answer, problems: list[Problem]) -> Answer:
     return msgspec.structs.replace(answer, problems=problems)
 
 
-def _of_singles(records: list[Record], hasher: Hasher) -> list[Prepared]:
-    """Single records, prepared together."""
+def _table_of(records: list[Record]) -> list[pa.Table]:
+    """Single records as a table."""
     if not records:
         return []
     columns = [pa.array(column, _RAW[i]) for i, column in enumerate(zip(*records, strict=True))]
     columns[1] = columns[1].cast(_US_UTC)
-    return [prepared(pa.table(columns, schema=RECORD), hasher)]
+    return [pa.table(columns, schema=RECORD)]
 
 
 _RAW = [pa.int64() if name == "time" else RECORD.field(name).type for name in RECORD.names]
