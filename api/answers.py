@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -83,7 +83,7 @@ def _without_records(groups: Totals) -> Iterator[bytes]:
 
 def _with_records(
     groups: Totals, batches: Iterator[pa.RecordBatch], limit: int | None, filters: Filters
-) -> Iterator[bytes]:
+) -> Generator[bytes, None, str | None]:
     """The groups with their records; returns the cursor of the next page, if there is one."""
     current: str | None = None
     left = limit
@@ -113,7 +113,7 @@ def _with_records(
             break
     if current is not None:
         yield b"]}"
-    return cursor  # type: ignore[return-value]  # noqa: B901
+    return cursor
 
 
 def _place(rows: pa.RecordBatch, row: int) -> tuple[str, int, int]:
@@ -125,7 +125,11 @@ def _place(rows: pa.RecordBatch, row: int) -> tuple[str, int, int]:
 def _runs(rows: pa.RecordBatch) -> Iterator[tuple[str, str]]:
     """(destinationId, JSON of its records, comma-separated) for each run of rows with the same one."""
     texts = pc.binary_join_element_wise(
-        '{"seq":', rows.column("seq").cast(pa.string()), ",", pc.binary_replace_slice(render_records(rows), 0, 1, ""), ""
+        '{"seq":',
+        rows.column("seq").cast(pa.string()),
+        ",",
+        pc.binary_replace_slice(render_records(rows), 0, 1, ""),
+        "",
     ).to_pylist()
     destinations = rows.column("destinationId")
     codes = destinations.dictionary_encode().indices.to_numpy()
@@ -161,7 +165,8 @@ def _objects(sums: pa.Table) -> list[str]:
     if not sums.num_rows:
         return []
     texts: Any = pc.binary_join_element_wise(
-        '{"unit":"', json_strings(sums.column("unit")), '","count":', sums.column("count").combine_chunks().cast(pa.string()),
+        '{"unit":"', json_strings(sums.column("unit")),
+        '","count":', sums.column("count").combine_chunks().cast(pa.string()),
         ',"positive":"', render_decimals(sums.column("positive")), '","negative":"',
         render_decimals(sums.column("negative")), '","net":"', render_decimals(sums.column("net")), '"}', "",
     )  # fmt: skip

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from litestar import Litestar, Request, Response, get
+from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from api.parameters import Parameters
@@ -30,9 +31,7 @@ def create_app(intake: Intake, reader: Reader, settings: ApiSettings) -> Litesta
         components = reader.health()
         is_ok = all(component["status"] == "ok" for component in components.values())
         content = {"status": "ok" if is_ok else "failing", "components": components}
-        return Response(
-            msgspec.json.encode(content), status_code=200 if is_ok else 503, media_type="application/json"
-        )
+        return Response(msgspec.json.encode(content), status_code=200 if is_ok else 503, media_type="application/json")
 
     return Litestar(
         [*Records(intake, reader, settings).handlers(), health, *schema_handlers()],
@@ -49,7 +48,7 @@ def _with_request_id(app: ASGIApp) -> ASGIApp:
     """Every request has an id: the client's `X-Request-Id`, or a new one; dead letters and the log name it."""
 
     async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
+        if scope["type"] is ScopeType.HTTP:
             given = next((value for name, value in scope["headers"] if name == _REQUEST_ID), b"")
             is_usable = 0 < len(given) <= 128 and given.isascii() and given.decode("ascii").isprintable()
             scope["state"]["request_id"] = given.decode("ascii") if is_usable else secrets.token_hex(8)

@@ -13,7 +13,6 @@ from store.times import parse_time
 __all__ = ["Parameters", "filters_of"]
 
 
-
 class Parameters:
     """The parameters of one request, of which only `known` may be there."""
 

@@ -44,7 +44,13 @@ def problem(
     status: int, code: str, detail: str, *, headers: dict[str, str] | None = None, **members: Any
 ) -> Response[bytes]:
     """A problem as a response; `members` stand beside the fixed ones."""
-    content = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail, "code": code}
+    content = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
     return Response(
         msgspec.json.encode({**content, **members}), status_code=status, media_type=MEDIA_TYPE, headers=headers or {}
     )
@@ -58,7 +64,7 @@ def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[byte
         case QueryError():
             return problem(400, "invalid_parameter", str(error), parameter=error.parameter)
         case InputError():
-            position = {"position": error.position} if error.position else {}
+            position: dict[str, Any] = {"position": error.position} if error.position else {}
             return problem(_input_status(error), error.code, str(error), **position)
         case QueueFullError():
             return problem(429, "queue_full", str(error), headers={"retry-after": str(error.retry_after_s)})

@@ -27,7 +27,8 @@ __all__ = ["Records"]
 Req = Request[Any, Any, Any]
 
 _AGGREGATION = {
-    "startTime", "endTime", "type", "destinationId", "sourceId", "reference", "unit", "include", "asOf", "limit", "cursor",
+    "startTime", "endTime", "type", "destinationId", "sourceId", "reference", "unit", "include", "asOf",
+    "limit", "cursor",
 }  # fmt: skip
 _MAX_LIMIT = 1_000_000
 _SECTION = 64 << 10
@@ -75,7 +76,9 @@ class Records:
         headers = request.headers
         media_type = headers.get("content-type")
         if media_type is None:
-            raise ProblemError(415, "unsupported_format", "say what the body is in Content-Type, as in application/json")
+            raise ProblemError(
+                415, "unsupported_format", "say what the body is in Content-Type, as in application/json"
+            )
         body = await self._body(request)
         submit = functools.partial(
             self._intake.submit,
@@ -188,15 +191,15 @@ def _single(reply: Reply) -> Response[bytes]:
     """The answer to one object."""
     answer = reply.answer
     if answer.accepted or answer.duplicate:
-        status, code, seq = ("accepted", 201, answer.first_seq) if answer.accepted else ("duplicate", 200, reply.duplicate_seq)
-        content = b'{"recordId":%b,"status":"%b","seq":%d}' % (msgspec.json.encode(reply.record_id), status.encode(), seq)
-        return Response(content, status_code=code, media_type="application/json")
+        status, seq = ("accepted", answer.first_seq) if answer.accepted else ("duplicate", reply.duplicate_seq)
+        content = msgspec.json.encode({"recordId": reply.record_id, "status": status, "seq": seq})
+        return Response(content, status_code=201 if answer.accepted else 200, media_type="application/json")
     found = answer.problems[0]
     if answer.conflict:
         detail = f"the record is stored already, as seq {found.seq}, with other values; it was not changed"
         return problem(409, "conflict", detail, recordId=reply.record_id, seq=found.seq, fields=found.fields)
-    errors = found.errors or ()
-    detail = "the record breaks a rule: " + "; ".join(error.message for error in errors)  # type: ignore[union-attr]
+    errors = () if isinstance(found.errors, msgspec.UnsetType) else found.errors
+    detail = "the record breaks a rule: " + " ".join(error.message for error in errors)
     return problem(422, "invalid_record", detail, recordId=found.record_id, errors=errors)
 
 

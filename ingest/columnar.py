@@ -131,12 +131,12 @@ def arrow_chunks(source: pa.NativeFile, rules: Rules, limits: Limits, start: Pos
         if before + batch.num_rows <= at.offset:
             before += batch.num_rows
             continue
-        batch = batch.slice(at.offset - before)
-        before += at.offset - before + batch.num_rows
-        longest = max(_longest(batch.column(name)) for name in CANONICAL_FIELDS)
+        rest = batch.slice(at.offset - before)
+        before += batch.num_rows
+        longest = max(_longest(rest.column(name)) for name in CANONICAL_FIELDS)
         rows = max(1, min(limits.chunk_rows, _BATCH_TEXT_BYTES // max(longest, 1)))
-        for first in range(0, batch.num_rows, rows):
-            chunk = _chunk(batch.slice(first, rows), rules, at)
+        for first in range(0, rest.num_rows, rows):
+            chunk = _chunk(rest.slice(first, rows), rules, at)
             at = chunk.end
             yield chunk
 
@@ -155,11 +155,11 @@ def _ipc_batches(source: pa.NativeFile, rules: Rules) -> Iterator[pa.RecordBatch
         _check_schema(stream.schema, rules)
         batches = iter(stream)
     for batch in batches:
-        batch = batch.select(list(CANONICAL_FIELDS))
-        for column in batch.columns:
+        known = batch.select(list(CANONICAL_FIELDS))
+        for column in known.columns:
             # Hostile offsets would be read past the end; texts are looked at one by one later.
             _as_binary(column).validate(full=True)
-        yield batch
+        yield known
 
 
 def _as_binary(column: pa.Array) -> pa.Array:

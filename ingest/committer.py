@@ -231,7 +231,7 @@ class Committer:
         except OncelakeError as error:
             job.future.set_exception(error)
             return
-        except Exception as error:  # noqa: BLE001  (one batch fails, the committer goes on)
+        except Exception as error:
             logger.exception("a batch could not be decided")
             job.future.set_exception(error)
             return
@@ -337,9 +337,7 @@ def _next_pieces(job: _Job, rows: int) -> tuple[Piece, ...]:
 def _without_seqs(answer: Answer, newest: int) -> Answer:
     """The answer where nothing is stored: no seqs but those of records that were stored before."""
     problems = [
-        msgspec.structs.replace(problem, seq=None)
-        if isinstance(problem.seq, int) and problem.seq > newest
-        else problem
+        msgspec.structs.replace(problem, seq=None) if isinstance(problem.seq, int) and problem.seq > newest else problem
         for problem in answer.problems
     ]
     return msgspec.structs.replace(answer, first_seq=None, last_seq=None, problems=problems)

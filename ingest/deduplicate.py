@@ -162,4 +162,3 @@ def _number(status: npt.NDArray[np.int8], seq: I64, first_seq: int) -> None:
     seq[accepted] = first_seq + np.arange(int(accepted.sum()))
     named = np.flatnonzero(~accepted & (seq < 0))
     seq[named] = seq[-seq[named] - 1]
-

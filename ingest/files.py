@@ -43,7 +43,8 @@ class FileSubmission:
         for future in self.futures:
             future.result()
         state = committer.input_state(self.name)
-        assert state is not None and state.done
+        assert state is not None
+        assert state.done
         return state
 
 

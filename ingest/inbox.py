@@ -105,9 +105,7 @@ class Inbox:
                 break
             try:
                 name = str(path.relative_to(self._inbox))
-                pending.append(
-                    submit_file(self._committer, path, name, self._rules, self._limits, self._now_us())
-                )
+                pending.append(submit_file(self._committer, path, name, self._rules, self._limits, self._now_us()))
             except FileNotFoundError:
                 continue  # taken back by its source
             if len(pending) >= 2 * _IN_FLIGHT:

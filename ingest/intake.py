@@ -68,9 +68,7 @@ class Intake:
     ) -> Future[Reply]:
         """One object; a rejected one is a chunk without records."""
         if isinstance(record, Reject):
-            chunk = Chunk(
-                _NO_RECORDS, np.zeros(0, np.int64), [record], 1, lambda row: Located(None, body), Position()
-            )
+            chunk = Chunk(_NO_RECORDS, np.zeros(0, np.int64), [record], 1, lambda row: Located(None, body), Position())
             batch = Batch(source, (chunk,), atomic=atomic, dry_run=dry_run)
             record_id = record.record_id
         else:

@@ -26,7 +26,8 @@ _KEPT_OF_A_LONG_LINE = 64 << 10
 class Readable(Protocol):
     """A stream of decompressed bytes; `read` gives `size` bytes, and fewer only at the end."""
 
-    def read(self, size: int, /) -> bytes: ...
+    def read(self, size: int, /) -> bytes:
+        """The next bytes."""
 
 
 def ndjson_chunks(

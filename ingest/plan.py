@@ -147,9 +147,7 @@ def planned(
     return Plan(commit, results)
 
 
-def _with_records(
-    commit: Commit, new: Prepared, find: Find, first_seq: int, processed_at: str, rules: Rules
-) -> Commit:
+def _with_records(commit: Commit, new: Prepared, find: Find, first_seq: int, processed_at: str, rules: Rules) -> Commit:
     """The commit with the accepted records and their lines."""
     count = new.rows.num_rows
     seqs = pa.array(np.arange(first_seq, first_seq + count))

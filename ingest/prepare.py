@@ -62,14 +62,15 @@ def joined(pieces: Sequence[Prepared]) -> Prepared:
         return pieces[0]
     if not pieces:
         nothing = np.zeros(0, dtype=np.uint64)
-        return Prepared(RECORD.empty_table(), *([nothing] * 5), pa.array([], pa.string()))
+        return Prepared(RECORD.empty_table(), nothing, nothing, nothing, nothing, nothing, pa.array([], pa.string()))
     return Prepared(
-        pa.concat_tables([piece.rows for piece in pieces]).combine_chunks(),
-        *(
-            np.concatenate([getattr(piece, name) for piece in pieces])
-            for name in ("id_hi", "id_lo", "fingerprint", "key_hi", "key_lo")
-        ),
-        pa.concat_arrays([piece.texts for piece in pieces]),
+        rows=pa.concat_tables([piece.rows for piece in pieces]).combine_chunks(),
+        id_hi=np.concatenate([piece.id_hi for piece in pieces]),
+        id_lo=np.concatenate([piece.id_lo for piece in pieces]),
+        fingerprint=np.concatenate([piece.fingerprint for piece in pieces]),
+        key_hi=np.concatenate([piece.key_hi for piece in pieces]),
+        key_lo=np.concatenate([piece.key_lo for piece in pieces]),
+        texts=pa.concat_arrays([piece.texts for piece in pieces]),
     )
 
 

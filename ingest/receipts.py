@@ -70,7 +70,7 @@ def finish(
                 except FileExistsError:
                     continue
                 break
-    elif os.path.lexists(source) and os.path.samefile(source, target):
+    elif os.path.lexists(source) and source.samefile(target):
         disk.remove(source)  # a crash between the link and the unlink of the move
     assert target is not None
     if not receipt_path(target).exists():

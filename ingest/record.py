@@ -130,7 +130,7 @@ def _plain_record(data: bytes) -> Record | None:
     ):
         time_us = parse_time(wire.time)
         if isinstance(time_us, int):
-            kind = cast(Literal["positive", "negative"], wire.type)
+            kind = cast("Literal['positive', 'negative']", wire.type)
             return Record(record_id, time_us, source_id, destination_id, kind, Decimal(token), unit, reference)
     return None
 
@@ -183,7 +183,7 @@ def check_fields(fields: Mapping[str, object], rules: Rules) -> Record | Rejecte
         return Record(*values.values())  # type: ignore[arg-type]
     record_id = values.get("recordId")
     bad = any(error.field == "recordId" for error in errors)
-    return Rejected(None if bad else cast(str | None, record_id), tuple(errors))
+    return Rejected(None if bad else cast("str | None", record_id), tuple(errors))
 
 
 def _unknown(names: list[str]) -> list[FieldError]:

@@ -17,7 +17,14 @@ import pyarrow.compute as pc
 
 from store.canonical import json_strings, render_decimals, render_times
 
-__all__ = ["NO_PREVIOUS", "SingleUnit", "alert_lines", "notification_lines", "previous_of_many_units", "previous_of_one_unit"]
+__all__ = [
+    "NO_PREVIOUS",
+    "SingleUnit",
+    "alert_lines",
+    "notification_lines",
+    "previous_of_many_units",
+    "previous_of_one_unit",
+]
 
 NO_PREVIOUS = '{"count":0,"firstTime":null,"lastTime":null,"lastSeq":null,"totals":[]}'
 """The summary of a record that is the first of its destinationId and reference."""
@@ -59,9 +66,7 @@ def previous_of_one_unit(summary: SingleUnit) -> pa.Array:
     )  # fmt: skip
 
 
-def notification_lines(
-    seqs: pa.Array, processed_at: str, records: pa.Array, previous: pa.Array
-) -> memoryview:
+def notification_lines(seqs: pa.Array, processed_at: str, records: pa.Array, previous: pa.Array) -> memoryview:
     """The bytes of the notification lines. `records` and `previous` are JSON texts, a row each."""
     lines = _joined(
         '{"seq":', seqs.cast(pa.string()),

@@ -55,9 +55,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _command(commands: Any, name: str, function: Any, summary: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
+    )
     command.add_argument("--data", help="the data directory (store.data_dir)")
-    command.add_argument("--config", type=Path, help="the configuration file (default: config.toml here, if there is one)")
+    command.add_argument(
+        "--config", type=Path, help="the configuration file (default: config.toml here, if there is one)"
+    )
     command.set_defaults(command=function)
     return command
 
@@ -80,7 +84,9 @@ def _generate_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=1)
     command.add_argument("--first", type=int, default=0, help="number of the first record")
     command.add_argument("--duplicates", type=float, default=0.0, metavar="FRACTION", help="records sent again")
-    command.add_argument("--conflicts", type=float, default=0.0, metavar="FRACTION", help="ids sent again with another value")
+    command.add_argument(
+        "--conflicts", type=float, default=0.0, metavar="FRACTION", help="ids sent again with another value"
+    )
     command.add_argument("--destinations", type=int, default=1_000)
     command.add_argument("--references", type=int, default=100_000)
     command.add_argument("--sources", type=int, default=20)

@@ -1,4 +1,4 @@
-"""The configuration: `config.toml`, environment variables and the command line, checked as a whole before anything runs.
+"""The configuration: `config.toml`, environment variables and the command line, checked before anything runs.
 
 Every key is documented in `config.toml`, which a test holds against this module. A key is overridden by
 `ONCELAKE_SECTION__KEY`, and that by the command line.
@@ -139,8 +139,8 @@ def check_bind(config: Config) -> None:
     """Without tokens the service serves loopback only, unless `api.allow_anonymous` says otherwise."""
     if config.api.host not in _LOOPBACK and not config.api.allow_anonymous:
         raise ConfigError(
-            f"api.host is {config.api.host!r}, and nobody would have to show a token: anyone on that network could read "
-            "and write. Listen on 127.0.0.1, or set api.allow_anonymous = true if that is what you want"
+            f"api.host is {config.api.host!r}, and nobody would have to show a token: anyone on that network could "
+            "read and write. Listen on 127.0.0.1, or set api.allow_anonymous = true if that is what you want"
         )
 
 
@@ -150,7 +150,7 @@ def retention_s(text: str) -> float | None:
         return None
     found = _DURATION.fullmatch(text)
     if found is None:
-        raise ConfigError(f"{text!r} is no duration: write a number with s, m, h or d, as in \"30d\", or \"forever\"")
+        raise ConfigError(f'{text!r} is no duration: write a number with s, m, h or d, as in "30d", or "forever"')
     return float(found[1]) * {"s": 1, "m": 60, "h": 3_600, "d": 86_400}[found[2]]
 
 
@@ -223,7 +223,7 @@ def _converted(values: Mapping[str, Any], source: str) -> Config:
 
 
 def _readable(message: str) -> str:
-    """msgspec says "Expected `int`, got `str` - at `$.api.port`"."""
+    """Msgspec says "Expected `int`, got `str` - at `$.api.port`"."""
     reason, _, at = message.partition(" - at `$.")
     return f"{at.rstrip('`')}: {reason[0].lower()}{reason[1:]}" if at else message
 
@@ -232,11 +232,13 @@ def _threshold(value: Any, key: str, source: str) -> str:
     """The canonical text of an exact decimal. A TOML float is binary, so it is refused."""
     if isinstance(value, bool) or not isinstance(value, int | str):
         kind = "a binary number" if isinstance(value, float) else "no number"
-        raise ConfigError(f"{source}: {key} is {kind}: write the exact decimal as a text, as in \"{value}\"")
+        raise ConfigError(f'{source}: {key} is {kind}: write the exact decimal as a text, as in "{value}"')
     text = str(value)
     if _DECIMAL.fullmatch(text) is None:
-        raise ConfigError(f"{source}: {key}: {text!r} is no plain decimal, as in \"10000\" or \"0.5\"")
+        raise ConfigError(f'{source}: {key}: {text!r} is no plain decimal, as in "10000" or "0.5"')
     digits = text.partition(".")[2].rstrip("0")
     if len(digits) > SCALE or abs(Decimal(text)) >= SCALED_VALUE_LIMIT // 10**SCALE:
-        raise ConfigError(f"{source}: {key}: {text!r} has more than {SCALE} digits after the point, or is 10^20 or more")
+        raise ConfigError(
+            f"{source}: {key}: {text!r} has more than {SCALE} digits after the point, or is 10^20 or more"
+        )
     return format(Decimal(text), "f") if "." not in text else text.rstrip("0").rstrip(".")

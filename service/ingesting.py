@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -70,10 +70,11 @@ def _dry_run(lake: Lake, path: Path, *, progress: bool) -> tuple[bytes, bool]:
 
 
 @contextlib.contextmanager
-def _bar(name: str, *, enabled: bool) -> Iterator[object]:
+def _bar(name: str, *, enabled: bool) -> Iterator[Callable[[int], None]]:
     """A progress bar of records on standard error, if that is a terminal."""
     columns = (
-        SpinnerColumn(), TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("records"), TimeElapsedColumn(),
+        SpinnerColumn(), TextColumn(name), BarColumn(), MofNCompleteColumn(), TextColumn("records"),
+        TimeElapsedColumn(),
     )  # fmt: skip
     from rich.console import Console
 

@@ -19,7 +19,7 @@ __all__ = ["rejected"]
 
 def rejected(config: Config, options: argparse.Namespace) -> int:
     """List dead letters as a table, or as the lines that they are."""
-    found = []
+    found: list[tuple[bytes, dict[str, Any]]] = []
     for raw, letter in _newest_first(Path(config.store.data_dir) / "rejected"):
         if len(found) == options.limit:
             break
@@ -31,7 +31,9 @@ def rejected(config: Config, options: argparse.Namespace) -> int:
         return 0
     table = Table("time", "id", "status", "recordId", "why", "from")
     for _, letter in found:
-        table.add_row(letter["time"], letter["id"], letter["status"], letter["recordId"] or "", _why(letter), _from(letter))
+        table.add_row(
+            letter["time"], letter["id"], letter["status"], letter["recordId"] or "", _why(letter), _from(letter)
+        )
     Console().print(table)
     return 0
 

@@ -29,9 +29,9 @@ logger = logging.getLogger("oncelake.service")
 
 
 def _without_dateutil() -> None:
-    """pyarrow looks for dateutil at every conversion: 25 µs each, and dozens in a commit, where it is not installed."""
+    """Pyarrow looks for dateutil at every conversion: 25 µs each, and dozens in a commit, where it is not installed."""
     if importlib.util.find_spec("dateutil") is None:
-        sys.modules.setdefault("dateutil", None)  # type: ignore[arg-type]  (how Python marks what cannot be imported)
+        sys.modules.setdefault("dateutil", None)  # type: ignore[arg-type]
 
 
 class Reader:
@@ -63,9 +63,7 @@ class Lake:
         _without_dateutil()
         store, ingest = config.store, config.ingest
         root = Path(store.data_dir)
-        self.store = Store(
-            StoreSettings(root, fsync=store.fsync, segment_bytes=config.outbox.segment_bytes)
-        )
+        self.store = Store(StoreSettings(root, fsync=store.fsync, segment_bytes=config.outbox.segment_bytes))
         self.flusher = Flusher(self.store, store.flush_interval_s, store.flush_rows, store.flush_bytes)
         alerts = config.alerts
         self.committer = Committer(
@@ -111,9 +109,9 @@ class Lake:
     def health(self) -> dict[str, dict[str, object]]:
         """The state of each component."""
         store = self.store
-        problem = store.failure or self.flusher.problem
+        problem: object = store.failure or self.flusher.problem
         if problem is None and not (self.committer.alive and self.flusher.alive):
-            problem = RuntimeError("it does not take commits")
+            problem = "it takes no commits"
         return {
             "store": {
                 "status": "ok" if problem is None else str(problem),

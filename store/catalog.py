@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-__all__ = ["Catalog", "CatalogDamaged", "FileRow", "Intent", "Move", "RunRow"]
+__all__ = ["Catalog", "CatalogDamagedError", "FileRow", "Intent", "Move", "RunRow"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS intents (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, 
 """
 
 
-class CatalogDamaged(Exception):
+class CatalogDamagedError(Exception):
     """The catalog cannot be read or does not fit the journal."""
 
 
@@ -97,9 +97,9 @@ class Catalog:
             self._db.executescript(_SCHEMA)
             check = self._db.execute("PRAGMA quick_check").fetchone()[0]
         except sqlite3.DatabaseError as error:
-            raise CatalogDamaged(f"{path}: {error}") from error
+            raise CatalogDamagedError(f"{path}: {error}") from error
         if check != "ok":
-            raise CatalogDamaged(f"{path}: {check}")
+            raise CatalogDamagedError(f"{path}: {check}")
 
     def read(self) -> tuple[_Meta | None, list[FileRow], list[RunRow], list[Intent]]:
         """All that it holds; the meta is None in a new catalog."""
@@ -113,7 +113,7 @@ class Catalog:
             ]
             found = _Meta(int(meta["frame"]), meta["digest"], int(meta["flushed"])) if meta else None
         except (sqlite3.DatabaseError, msgspec.MsgspecError, KeyError, ValueError) as error:
-            raise CatalogDamaged(f"{self.path}: {error}") from error
+            raise CatalogDamagedError(f"{self.path}: {error}") from error
         return found, files, runs, intents
 
     def intend(self, intent: Intent) -> None:
@@ -143,7 +143,7 @@ class Catalog:
         """Replace everything."""
         with self._transaction():
             for table in ("meta", "files", "runs", "intents"):
-                self._db.execute(f"DELETE FROM {table}")
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608  (names from the list above)
             self._db.executemany("INSERT INTO files VALUES (?,?,?,?,?,?,?,?,?)", [_values(row) for row in files])
             self._db.executemany("INSERT INTO runs VALUES (?,?,?,?,?,?,?)", [_values(row) for row in runs])
             self._set_meta(frame, digest, flushed)

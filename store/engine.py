@@ -23,7 +23,7 @@ class Engine:
     """One DuckDB instance; every query has a cursor of its own, so that queries run beside each other."""
 
     def __init__(self, root: Path, temp: Path, *, memory: str = "192MB", threads: int = 2) -> None:
-        config = {
+        config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": memory,
             "threads": str(threads),
             "temp_directory": str(temp),

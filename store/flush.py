@@ -93,9 +93,10 @@ def move_into_place(disk: Disk, root: Path, intent: Intent) -> None:
         disk.sync_directory(directory)
 
 
-def merge_tier(disk: Disk, root: Path, catalog: Catalog, kind: str, rows: list[RunRow]) -> tuple[list[str], Run, RunRow] | None:
-    """Merge one full size class of a kind's runs. Returns the names that are gone and the new run with its row, or None.
-    """
+def merge_tier(
+    disk: Disk, root: Path, catalog: Catalog, kind: str, rows: list[RunRow]
+) -> tuple[list[str], Run, RunRow] | None:
+    """Merge one full size class of a kind's runs: the names that are gone, the new run and its row; None if none is."""
     chosen = [rows[number] for number in tier_to_merge([row.rows for row in rows])]
     if not chosen:
         return None
@@ -128,4 +129,3 @@ def checksum_of(path: Path) -> tuple[int, str]:
         while piece := file.read(1 << 20):
             hasher.update(piece)
         return os.fstat(file.fileno()).st_size, hasher.hexdigest()
-

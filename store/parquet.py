@@ -103,4 +103,3 @@ def describe(path: Path, name: str, day: int) -> FileRow:
         bytes=len(data),
         sum=xxhash.xxh3_64_hexdigest(data),
     )
-

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from store.catalog import Catalog, CatalogDamaged, FileRow, RunRow
+from store.catalog import Catalog, CatalogDamagedError, FileRow, RunRow
 from store.errors import CorruptionError
 from store.files import Disk
 from store.flush import STAGING, clear_staging, move_into_place, write_run
@@ -153,7 +153,7 @@ def open_catalog(disk: Disk, root: Path, hasher: Hasher, contents: JournalConten
     try:
         catalog = Catalog(path, fsync=disk.fsync)
         state = _fitting(disk, root, catalog, contents)
-    except CatalogDamaged as error:
+    except CatalogDamagedError as error:
         if not (fresh and contents.frames[-1].last_seq == 0):
             logger.error("the catalog is made anew from the journal and the Parquet files: %s", error)
     if state is not None:
@@ -166,10 +166,10 @@ def open_catalog(disk: Disk, root: Path, hasher: Hasher, contents: JournalConten
 
 
 def _fitting(disk: Disk, root: Path, catalog: Catalog, contents: JournalContents) -> CatalogState:
-    """What the catalog holds if it fits the journal and the files; `CatalogDamaged` if not."""
+    """What the catalog holds if it fits the journal and the files; `CatalogDamagedError` if not."""
     meta, files, runs, intents = catalog.read()
     if meta is None:
-        raise CatalogDamaged("it is empty")
+        raise CatalogDamagedError("it is empty")
     last = contents.frames[-1]
     if meta.frame > last.number or meta.flushed > last.last_seq:
         raise CorruptionError(
@@ -180,14 +180,14 @@ def _fitting(disk: Disk, root: Path, catalog: Catalog, contents: JournalContents
     at = meta.frame - contents.frames[0].number
     if 0 <= at < len(contents.digests) and contents.digests[at].hex() != meta.digest:
         raise CorruptionError(
-            f"the journal and the catalog of {root} are of different histories: commit {meta.frame} is not the one that "
-            "the catalog names. Restore internal/ as a whole from one backup."
+            f"the journal and the catalog of {root} are of different histories: commit {meta.frame} is not the "
+            "one that the catalog names. Restore internal/ as a whole from one backup."
         )
     for intent in intents:
         if intent.last_seq > last.last_seq:
             raise CorruptionError(
-                f"a flush up to seq {intent.last_seq} was under way, but the journal ends at seq {last.last_seq}: its end "
-                "was lost. Restore internal/journal from a backup; the records are in internal/staging and outbox/."
+                f"a flush up to seq {intent.last_seq} was under way, but the journal ends at seq {last.last_seq}: its "
+                "end was lost. Restore internal/journal from a backup; the records are in internal/staging and outbox/."
             )
         move_into_place(disk, root, intent)
         catalog.seal(intent, last.number, contents.digest.hex())
@@ -200,19 +200,17 @@ def _fitting(disk: Disk, root: Path, catalog: Catalog, contents: JournalContents
             f"{root / missing[0]} is missing ({len(missing)} Parquet files are): restore it from a backup"
         )
     if extra := sorted(on_disk - {row.name for row in files}):
-        raise CatalogDamaged(f"{extra[0]} is not in it ({len(extra)} such files)")
+        raise CatalogDamagedError(f"{extra[0]} is not in it ({len(extra)} such files)")
     for run in runs:
         if not (root / run.name).exists() or (root / run.name).stat().st_size != run.bytes:
-            raise CatalogDamaged(f"{run.name} is missing or of another size")
+            raise CatalogDamagedError(f"{run.name} is missing or of another size")
     for kind in ("index", "summaries"):
         for orphan in set((root / "internal" / kind).glob("*.arrow")) - {root / run.name for run in runs}:
             disk.remove(orphan)
     return CatalogState(catalog, meta.flushed, files, runs)
 
 
-def _made_anew(
-    disk: Disk, root: Path, hasher: Hasher, catalog: Catalog, contents: JournalContents
-) -> CatalogState:
+def _made_anew(disk: Disk, root: Path, hasher: Hasher, catalog: Catalog, contents: JournalContents) -> CatalogState:
     """The catalog from the footers of the Parquet files, the index and the summaries from their rows.
 
     A flush that was cut in the middle is completed from the staging directory.
@@ -339,4 +337,3 @@ def _flush_of(path: Path) -> tuple[int, int] | None:
 def _day_of(path: Path) -> int:
     times = pc.min_max(pq.read_table(path, columns=["time"], partitioning=None).column("time").cast(pa.int64()))
     return int(times["min"].as_py() // 86_400_000_000)
-

@@ -106,9 +106,7 @@ def paged(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         begin = end
 
 
-def merge_ranges(
-    runs: Sequence[Run], combine: Callable[[pa.RecordBatch], pa.RecordBatch]
-) -> Iterator[pa.RecordBatch]:
+def merge_ranges(runs: Sequence[Run], combine: Callable[[pa.RecordBatch], pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The rows of several runs as the pages of one; `combine` sorts and adds up what shares a range of hashes.
 
     The hashes are uniform, so equal ranges hold about equally many rows.

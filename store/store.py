@@ -148,8 +148,8 @@ class Store:
                 continue
             if told > self.state.seq:
                 raise CorruptionError(
-                    f"{path} says that seq {told} is committed, but the journal ends at seq {self.state.seq}: the end "
-                    "of the journal was lost. Restore internal/journal from a backup; the lines are still in the outbox."
+                    f"{path} says that seq {told} is committed, but the journal ends at seq {self.state.seq}: the "
+                    "end of the journal was lost. Restore internal/journal from a backup; the lines are in the outbox."
                 )
 
     # -- reading
@@ -370,8 +370,11 @@ class Store:
             gone, run, row = merged
             self._run_rows = [old for old in self._run_rows if old.name not in gone] + [row]
             with self._exchange:
-                kept = tuple(old for old in getattr(self._view, kind) if old.name not in gone)
-                self._view = replace(self._view, **{kind: (*kept, run)})
+                view = self._view
+                if kind == "index":
+                    self._view = replace(view, index=_exchanged(view.index, gone, run))
+                else:
+                    self._view = replace(view, summaries=_exchanged(view.summaries, gone, run))
             return True
         return False
 
@@ -387,6 +390,10 @@ class Store:
         for log in self._logs.values():
             log.close()
         self._lock.release()
+
+
+def _exchanged(runs: tuple[Run, ...], gone: list[str], run: Run) -> tuple[Run, ...]:
+    return (*(old for old in runs if old.name not in gone), run)
 
 
 def _sealed(root: Path, row: FileRow) -> SealedFile:

@@ -1,8 +1,8 @@
 """`kill -9` of the real service at random moments, again and again over one data directory.
 
 What was answered is stored once, what was dropped is finished with a receipt that is right to the count, and `verify`
-finds no difference. `ONCELAKE_TEST_KILLS` sets the number of kills of each scenario, `ONCELAKE_TEST_SEED` the seed that a
-failure prints.
+finds no difference. `ONCELAKE_TEST_KILLS` sets the number of kills of each scenario, `ONCELAKE_TEST_SEED` the seed
+that a failure prints.
 """
 
 from __future__ import annotations

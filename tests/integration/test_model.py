@@ -55,7 +55,9 @@ def written(items: list[Canonical | str]) -> list[dict[str, Any]]:
     rows = []
     for number, item in enumerate(items):
         if isinstance(item, str):
-            row: dict[str, Any] = dict(canonical((f"bad-{number}", BASE_US, "s1", "a", "positive", Decimal(1), "SEK", "r1")))
+            row: dict[str, Any] = dict(
+                canonical((f"bad-{number}", BASE_US, "s1", "a", "positive", Decimal(1), "SEK", "r1"))
+            )
             row[item] = BREAKS[item]
         else:
             row = dict(canonical(item))
@@ -94,7 +96,9 @@ class LakeAgainstModel(RuleBasedStateMachine):
     )
     def post_batch(self, items: list[Any], fmt: str, compression: str | None, mode: str) -> None:
         atomic, dry_run = mode == "atomic", mode == "dry_run"
-        reply = self.lake.post(encoded(written(items), fmt, compression), fmt, compression, atomic=atomic, dry_run=dry_run)
+        reply = self.lake.post(
+            encoded(written(items), fmt, compression), fmt, compression, atomic=atomic, dry_run=dry_run
+        )
         expected = self.model.take([None if isinstance(i, str) else i for i in items], atomic=atomic, dry_run=dry_run)
         self._compare(self.lake.answer(reply), expected)
         refused = atomic and bool(expected["conflict"] or expected["rejected"])
