@@ -24,7 +24,7 @@ run: setup ## the service (make run ARGS="--port 9000")
 	$(BIN)/oncelake serve $(ARGS)
 
 test: setup ## all tests (make test ARGS="-k inbox")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 demo: setup ## sample records through the real service, and what comes out
 	$(BIN)/python -m service.demo
