@@ -1,6 +1,7 @@
 # oncelake. `make help` lists what there is.
 
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
@@ -14,7 +15,7 @@ help: ## this list
 setup: $(VENV)/.stamp ## everything into .venv (Python 3.11 or newer, nothing else)
 
 $(VENV)/.stamp: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "oncelake needs Python 3.11 or newer, $(PYTHON) is older: install python3.11"; exit 1; }
+	@[ -n "$(PYTHON)" ] || { echo "oncelake needs Python 3.11 or newer: install python3"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } || { echo "$(PYTHON) cannot make virtual environments: on Debian, apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
