@@ -48,7 +48,7 @@ def _with_request_id(app: ASGIApp) -> ASGIApp:
     """Every request has an id: the client's `X-Request-Id`, or a new one; dead letters and the log name it."""
 
     async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] is ScopeType.HTTP:
+        if scope["type"] == ScopeType.HTTP:
             given = next((value for name, value in scope["headers"] if name == _REQUEST_ID), b"")
             is_usable = 0 < len(given) <= 128 and given.isascii() and given.decode("ascii").isprintable()
             scope["state"]["request_id"] = given.decode("ascii") if is_usable else secrets.token_hex(8)

@@ -109,7 +109,11 @@ def _serve(options: argparse.Namespace) -> int:
     check_bind(config)
     from service.serve import serve
 
-    return serve(config)
+    code = serve(config)
+    # everything is synced and closed; taking the interpreter down would only let libraries complain of what they leak
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _ingest(options: argparse.Namespace) -> int:

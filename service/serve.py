@@ -30,6 +30,14 @@ _WATCH_S = 0.2
 class _Server(uvicorn.Server):
     """uvicorn, with signals of our own: the first one ends it in order, a second one at once."""
 
+    def __init__(self, config: uvicorn.Config, address_line: str) -> None:
+        super().__init__(config)
+        self._address_line = address_line
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        print(self._address_line, flush=True)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -58,14 +66,12 @@ def serve(config: Config) -> int:
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=int(config.api.shutdown_s),
-        )
+        ),
+        f"oncelake serves {lake.store.root} at http://{_address(listener)}",
     )
     lake.start()
     _stop_on_signals(server)
     threading.Thread(target=_stop_on_failure, args=(server, lake), daemon=True).start()
-    host, port = listener.getsockname()[:2]
-    address = f"[{host}]" if ":" in host else host
-    print(f"oncelake serves {lake.store.root} at http://{address}:{port}", flush=True)
     try:
         with asyncio.Runner(loop_factory=_loop) as runner:
             runner.run(server.serve(sockets=[listener]))
@@ -93,6 +99,11 @@ def _listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
     listener.listen(2_048)
     return listener
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _stop_on_signals(server: uvicorn.Server) -> None:

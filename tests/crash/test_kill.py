@@ -97,7 +97,6 @@ def assert_verified(data: Path) -> None:
     assert verified.returncode == 0, verified.stdout[-4000:] + verified.stderr[-4000:]
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("scenario", "settings"),
     [
