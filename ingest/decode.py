@@ -20,7 +20,7 @@ from ingest.streams import Decompressed, Limits, skip
 from store.errors import TooLargeError, UndecodableError
 from store.journal import Position
 
-__all__ = ["Limits", "Rules", "decode_body", "decode_file", "decode_single"]
+__all__ = ["Limits", "Rules", "decode_body", "decode_file", "decode_single", "decompressed"]
 
 _BODY_REJECTS = 500_000
 """Rejected records that one body may have: each is held until the commit, and costs about a KiB."""
@@ -59,14 +59,19 @@ def decode_file(
         yield from _texts(stream, fmt, rules, limits, start)
 
 
+def decompressed(body: bytes, compression: Compression, limits: Limits) -> bytes:
+    """A body without its compression, within the limits."""
+    if compression is not Compression.NONE:
+        return Decompressed(io.BytesIO(body), compression, limits).read()
+    most = limits.max_decompressed_bytes
+    if most is not None and len(body) > most:
+        raise TooLargeError(f"The batch has {len(body)} bytes; the limit is {most}.")
+    return body
+
+
 def decode_body(body: bytes, fmt: Format, compression: Compression, rules: Rules, limits: Limits) -> list[Chunk]:
     """All chunks of a body: it is decoded whole, or an error is raised."""
-    if compression is Compression.NONE:
-        most = limits.max_decompressed_bytes
-        if most is not None and len(body) > most:
-            raise TooLargeError(f"The batch has {len(body)} bytes; the limit is {most}.")
-    else:
-        body = Decompressed(io.BytesIO(body), compression, limits).read()
+    body = decompressed(body, compression, limits)
     if fmt in (Format.PARQUET, Format.ARROW_STREAM, Format.ARROW_FILE):
         found = _columnar(pa.BufferReader(body), fmt, rules, limits, Position())
     else:

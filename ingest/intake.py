@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ingest.batch import Batch, Chunk, Located, Record, Reject, Source
 from ingest.committer import Committer
-from ingest.decode import Limits, decode_body, decode_single
+from ingest.decode import Limits, decode_body, decode_single, decompressed
 from ingest.formats import Compression, Format, by_encoding, by_media_type
 from ingest.plan import Result
 from ingest.record import Rules
@@ -42,12 +42,13 @@ class Intake:
         """Decode a body and queue it. Raises what is wrong with it, or that the queue is full; see `store.errors`."""
         fmt, compression = by_media_type(media_type), by_encoding(encoding)
         source = Source(request=request_id)
-        if fmt is Format.JSON and compression is Compression.NONE:
+        body = decompressed(body, compression, self._limits)
+        if fmt is Format.JSON:
             record = decode_single(body, self._rules)
             if record is not None:
                 return self._single(record, body, source, atomic=atomic, dry_run=dry_run)
         try:
-            chunks = decode_body(body, fmt, compression, self._rules, self._limits)
+            chunks = decode_body(body, fmt, Compression.NONE, self._rules, self._limits)
         except InvalidSchemaError as error:
             return self._refused_schema(error, source, silent=atomic or dry_run)
         reply: Future[Reply] = Future()
