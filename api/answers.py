@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 from collections.abc import Generator, Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from store.canonical import json_strings, render_decimals, render_records
-from store.engine import Engine
+from store.canonical import json_strings, render_decimals, render_integers, render_records
+from store.engine import Engine, Stop
 from store.errors import QueryError
-from store.queries import Filters, as_of, by_unit, records, totals
+from store.queries import TOTALS, Filters, as_of, by_unit, records, totals_in_batches
 from store.snapshot import Snapshot
 
 __all__ = ["aggregation", "continued"]
 
-Totals = dict[str, tuple[int, str | None, str]]
-"""By destinationId: count, the net where there is one unit, and the JSON of the totals."""
+
+class Group(NamedTuple):
+    """A destination: how many records, the net where there is one unit, and the JSON objects of the totals."""
+
+    destination: str
+    records: int
+    net: str | None
+    totals: str
 
 
 def aggregation(
@@ -31,21 +38,40 @@ def aggregation(
     filters: Filters,
     include: Literal["records", "totals"] = "records",
     limit: int | None = None,
+    stop: Stop | None = None,
 ) -> Iterator[bytes]:
-    """The answer to `GET /records/aggregations` in pieces. What is wrong with the question raises before the first."""
+    """The answer to `GET /records/aggregations` in pieces. What is wrong with the question raises before the first.
+
+    Two queries run side by side, one for the groups and one for their records, both in the order of destinations: so
+    neither is ever held as a whole.
+    """
     newest = as_of(snapshot, filters)
     filters = replace(filters, as_of=newest)
-    sums = totals(engine, snapshot, replace(filters, after=None))
-    groups = _groups(sums)
-    overall = _objects(by_unit(sums))
-    yield f'{{"asOf":{newest},"groups":['.encode()
+    overall = _Overall()
     cursor = None
-    if include == "totals":
-        yield from _without_records(groups)
-    else:
-        with records(engine, snapshot, filters, None if limit is None else limit + 1) as batches:
-            cursor = yield from _with_records(groups, batches, limit, filters)
-    yield f'],"totals":[{",".join(overall)}],"nextCursor":{msgspec.json.encode(cursor).decode()}}}'.encode()
+    with totals_in_batches(engine, snapshot, replace(filters, after=None), stop) as sums:
+        groups = _groups(sums, overall)
+        yield f'{{"asOf":{newest},"groups":['.encode()
+        if include == "totals":
+            yield from _without_records(groups)
+        else:
+            with records(engine, snapshot, filters, None if limit is None else limit + 1, stop) as batches:
+                cursor = yield from _with_records(groups, batches, limit, filters)
+        for _ in groups:  # those that have no records on this page count in the totals of all
+            pass
+    totals = ",".join(_objects(overall.sums))
+    yield f'],"totals":[{totals}],"nextCursor":{msgspec.json.encode(cursor).decode()}}}'.encode()
+
+
+class _Overall:
+    """The totals of all destinations, added up as their groups go by."""
+
+    def __init__(self) -> None:
+        self.sums = by_unit(TOTALS.empty_table())
+
+    def add(self, sums: pa.RecordBatch) -> None:
+        fresh = by_unit(pa.Table.from_batches([sums]))
+        self.sums = by_unit(pa.concat_tables([self.sums, fresh]))
 
 
 def continued(filters: Filters, cursor: str | None) -> Filters:
@@ -75,14 +101,15 @@ def _digest(filters: Filters) -> str:
     return hashlib.blake2b(told, digest_size=8).hexdigest()
 
 
-def _without_records(groups: Totals) -> Iterator[bytes]:
-    pieces = [f"{_head(destination, group)}}}" for destination, group in groups.items()]
-    for begin in range(0, len(pieces), 1_000):
-        yield ("," if begin else "").encode() + ",".join(pieces[begin : begin + 1_000]).encode()
+def _without_records(groups: Iterator[Group]) -> Iterator[bytes]:
+    separator = ""
+    while some := [f"{_head(group)}}}" for group in itertools.islice(groups, 1_000)]:
+        yield (separator + ",".join(some)).encode()
+        separator = ","
 
 
 def _with_records(
-    groups: Totals, batches: Iterator[pa.RecordBatch], limit: int | None, filters: Filters
+    groups: Iterator[Group], batches: Iterator[pa.RecordBatch], limit: int | None, filters: Filters
 ) -> Generator[bytes, None, str | None]:
     """The groups with their records; returns the cursor of the next page, if there is one."""
     current: str | None = None
@@ -104,7 +131,8 @@ def _with_records(
                 pieces.append(",")
             else:
                 pieces.append("" if current is None else "]},")
-                pieces.append(f'{_head(destination, groups[destination])},"records":[')
+                group = next(group for group in groups if group.destination == destination)
+                pieces.append(f'{_head(group)},"records":[')
                 current = destination
             pieces.append(texts)
         last = _place(rows, rows.num_rows - 1)
@@ -126,7 +154,7 @@ def _runs(rows: pa.RecordBatch) -> Iterator[tuple[str, str]]:
     """(destinationId, JSON of its records, comma-separated) for each run of rows with the same one."""
     texts = pc.binary_join_element_wise(
         '{"seq":',
-        rows.column("seq").cast(pa.string()),
+        render_integers(rows.column("seq")),
         ",",
         pc.binary_replace_slice(render_records(rows), 0, 1, ""),
         "",
@@ -138,36 +166,38 @@ def _runs(rows: pa.RecordBatch) -> Iterator[tuple[str, str]]:
         yield destinations[begin].as_py(), ",".join(texts[begin:end])
 
 
-def _head(destination: str, group: tuple[int, str | None, str]) -> str:
+def _head(group: Group) -> str:
     """A group up to its records, without a closing brace."""
-    count, total, objects = group
-    name = msgspec.json.encode(destination).decode()
-    net = "null" if total is None else f'"{total}"'
-    return f'{{"destinationId":{name},"count":{count},"total":{net},"totals":[{objects}]'
+    name = msgspec.json.encode(group.destination).decode()
+    net = "null" if group.net is None else f'"{group.net}"'
+    return f'{{"destinationId":{name},"count":{group.records},"total":{net},"totals":[{group.totals}]'
 
 
-def _groups(sums: pa.Table) -> Totals:
-    objects = _objects(sums)
-    nets = render_decimals(sums.column("net")).to_pylist() if sums.num_rows else []
-    groups: Totals = {}
-    destinations, counts = sums.column("destinationId").to_pylist(), sums.column("count").to_pylist()
-    for destination, count, net, text in zip(destinations, counts, nets, objects, strict=True):
-        before = groups.get(destination)
-        if before is None:
-            groups[destination] = (count, net, text)
-        else:
-            groups[destination] = (before[0] + count, None, f"{before[2]},{text}")
-    return groups
+def _groups(batches: Iterator[pa.RecordBatch], overall: _Overall) -> Iterator[Group]:
+    """Rows of totals, put together by destination; a destination may go on in the next batch."""
+    group: Group | None = None
+    for batch in batches:
+        overall.add(batch)
+        columns = [batch.column("destinationId"), batch.column("count"), render_decimals(batch.column("net"))]
+        rows = zip(*(column.to_pylist() for column in columns), _objects(batch), strict=True)
+        for destination, count, net, text in rows:
+            if group is not None and group.destination == destination:
+                group = Group(destination, group.records + count, None, f"{group.totals},{text}")
+            else:
+                if group is not None:
+                    yield group
+                group = Group(destination, count, net, text)
+    if group is not None:
+        yield group
 
 
-def _objects(sums: pa.Table) -> list[str]:
+def _objects(sums: pa.Table | pa.RecordBatch) -> list[str]:
     """Each row of totals as a JSON object."""
-    if not sums.num_rows:
-        return []
-    texts: Any = pc.binary_join_element_wise(
+    texts = pc.binary_join_element_wise(
         '{"unit":"', json_strings(sums.column("unit")),
-        '","count":', sums.column("count").combine_chunks().cast(pa.string()),
-        ',"positive":"', render_decimals(sums.column("positive")), '","negative":"',
-        render_decimals(sums.column("negative")), '","net":"', render_decimals(sums.column("net")), '"}', "",
+        '","count":', render_integers(sums.column("count")),
+        ',"positive":"', render_decimals(sums.column("positive")),
+        '","negative":"', render_decimals(sums.column("negative")),
+        '","net":"', render_decimals(sums.column("net")), '"}', "",
     )  # fmt: skip
     return list(texts.to_pylist())

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import msgspec
@@ -21,7 +21,6 @@ from ingest.batch import Batch, Chunk
 from ingest.plan import Part, Piece, Result, decided, planned, result_of, summed
 from ingest.prepare import prepared
 from store.errors import OncelakeError, QueueFullError, StoppingError, TooLargeError, TransientError
-from store.hashing import Hasher
 from store.journal import InputState, Position, Rules
 from store.outcomes import Answer
 from store.store import Store
@@ -32,6 +31,8 @@ logger = logging.getLogger("oncelake.committer")
 
 _SMALL_ROWS = 1_024
 """Fewer records are prepared by the committer, those of all batches of a commit at once."""
+
+_PREPARING_THREADS = 2
 
 _COMMITTED_EVERY_S = 0.5
 """`committed.json` follows within a second of a commit (contract 5)."""
@@ -97,6 +98,7 @@ class Committer:
         self._closed: dict[str, None] = {}
         self._wakeup = threading.Condition()
         self._stopping = False
+        self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
 
     def start(self) -> None:
@@ -110,6 +112,7 @@ class Committer:
             self._wakeup.notify_all()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
+        self._preparing.shutdown()
 
     @property
     def alive(self) -> bool:
@@ -126,8 +129,7 @@ class Committer:
 
         A piece of a file waits here for its turn; a request is refused with `QueueFullError` when too much waits.
         """
-        hasher = self._store.hasher
-        job = _Job(batch, pieces=deque(_piece(chunk, hasher) for chunk in batch.chunks))
+        job = _Job(batch, pieces=deque(map(self._piece, batch.chunks)))
         job.rows = Part(batch, tuple(job.pieces)).records
         if batch.atomic and job.rows > self._settings.atomic_rows:
             raise TooLargeError(
@@ -149,6 +151,12 @@ class Committer:
                 self._queued_rows += job.rows
             self._wakeup.notify_all()
         return job.future
+
+    def _piece(self, chunk: Chunk) -> Piece:
+        """A chunk, and its preparation begun unless it is small."""
+        if chunk.records.num_rows < _SMALL_ROWS:
+            return Piece(chunk, None)
+        return Piece(chunk, self._preparing.submit(prepared, chunk.records, self._store.hasher))
 
     def _has_bulk_room(self, rows: int) -> bool:
         settings = self._settings
@@ -316,12 +324,6 @@ class Committer:
     def _refuse(self, jobs: list[_Job], error: Exception) -> None:
         for job in jobs:
             job.future.set_exception(error)
-
-
-def _piece(chunk: Chunk, hasher: Hasher) -> Piece:
-    """A chunk, prepared here and now unless it is small."""
-    is_small = chunk.records.num_rows < _SMALL_ROWS
-    return Piece(chunk, None if is_small else prepared(chunk.records, hasher))
 
 
 def _next_pieces(job: _Job, rows: int) -> tuple[Piece, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import msgspec
@@ -32,10 +33,13 @@ _US_UTC = pa.timestamp("us", tz="UTC")
 
 @dataclass(frozen=True)
 class Piece:
-    """A chunk that is ready for a commit. Small ones are prepared together with what else is small in the commit."""
+    """A chunk that waits for a commit, and its preparation under way beside it.
+
+    Small ones have none: they are prepared together with what else is small in the commit.
+    """
 
     chunk: Chunk
-    prepared: Prepared | None
+    prepared: Future[Prepared] | None
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def _prepared(parts: Sequence[Part], hasher: Hasher) -> Iterator[Prepared]:
             if small:
                 yield prepared(pa.concat_tables(small).combine_chunks(), hasher)
                 small = []
-            yield piece.prepared
+            yield piece.prepared.result()
     small.extend(_table_of(singles))
     if small:
         yield prepared(pa.concat_tables(small).combine_chunks(), hasher)

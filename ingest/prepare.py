@@ -1,7 +1,6 @@
 """What a commit needs of records whatever becomes of them: hashes and canonical texts.
 
-Chunks are prepared in the thread that decoded them, so that the committer, which is one thread, only does what depends
-on the order.
+Chunks are prepared beside the committer, which is one thread and only does what depends on the order.
 """
 
 from __future__ import annotations

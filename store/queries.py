@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from store.engine import Engine, as_tables
+from store.engine import Engine, Stop, as_tables
 from store.errors import QueryError
 from store.schema import CANONICAL_FIELDS, SCALE, STORED
 from store.snapshot import SealedFile, Snapshot
 from store.sums import from_limbs, group_sums, limbs
 
-__all__ = ["RECORDS", "TOTALS", "Filters", "as_of", "by_unit", "records", "totals"]
+__all__ = ["RECORDS", "TOTALS", "Filters", "as_of", "by_unit", "records", "totals", "totals_in_batches"]
 
 _DECIMAL = pa.decimal128(38, SCALE)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -67,6 +67,15 @@ def as_of(snapshot: Snapshot, filters: Filters) -> int:
 
 def totals(engine: Engine, snapshot: Snapshot, filters: Filters) -> pa.Table:
     """Totals by destination and unit (`TOTALS`), exact, by code point."""
+    with totals_in_batches(engine, snapshot, filters) as batches:
+        return pa.Table.from_batches(batches, TOTALS)
+
+
+@contextlib.contextmanager
+def totals_in_batches(
+    engine: Engine, snapshot: Snapshot, filters: Filters, stop: Stop | None = None
+) -> Iterator[Iterator[pa.RecordBatch]]:
+    """The same, streamed: there may be as many groups as records."""
     source, parameters, tables = _source(snapshot, filters)
     sql = f"""
         WITH matching AS ({source})
@@ -81,7 +90,8 @@ def totals(engine: Engine, snapshot: Snapshot, filters: Filters) -> pa.Table:
         GROUP BY destinationId, unit
         ORDER BY destinationId, unit
     """  # noqa: S608  (the source is made of fixed texts)
-    return engine.table(sql, parameters, tables).cast(TOTALS)
+    with engine.query(sql, parameters, tables, stop) as batches:
+        yield (batch.cast(TOTALS) for batch in batches)
 
 
 def by_unit(totals: pa.Table) -> pa.Table:
@@ -104,7 +114,7 @@ def by_unit(totals: pa.Table) -> pa.Table:
 
 @contextlib.contextmanager
 def records(
-    engine: Engine, snapshot: Snapshot, filters: Filters, limit: int | None = None
+    engine: Engine, snapshot: Snapshot, filters: Filters, limit: int | None = None, stop: Stop | None = None
 ) -> Iterator[Iterator[pa.RecordBatch]]:
     """The matching records (`RECORDS`) by destinationId, time and seq, streamed."""
     source, parameters, tables = _source(snapshot, filters)
@@ -117,8 +127,8 @@ def records(
     """  # noqa: S608
     if limit is not None:
         parameters["limit"] = limit
-    with engine.query(sql, parameters, tables) as reader:
-        yield (batch for batch in reader if batch.num_rows)
+    with engine.query(sql, parameters, tables, stop) as batches:
+        yield batches
 
 
 def _source(snapshot: Snapshot, filters: Filters) -> tuple[str, dict[str, Any], dict[str, pa.Table]]:
