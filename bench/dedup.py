@@ -1,0 +1,98 @@
+"""Look-ups in the recordId index over mapped runs: what a batch costs when 1, 10 and 100 million ids are known."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from bench.context import Context
+from bench.measure import Line, say
+from store.index import INDEX_SCHEMA, find
+from store.runs import PAGE_ROWS, Run, map_run
+
+__all__ = ["dedup"]
+
+_SHARES = (0.7, 0.2, 0.07, 0.03)
+"""Runs of different size classes, as tiered merges leave them."""
+
+
+def dedup(context: Context) -> list[Line]:
+    """Batches of 100,000 and 1,000 with 10% known ids."""
+    sizes = [1_000_000, 10_000_000, *([100_000_000] if context.options.full else [])]
+    if context.options.quick:
+        sizes = [100_000, 1_000_000]
+    draw = np.random.default_rng(7)
+    indexes: dict[int, list[Run]] = {}
+    for size in sizes:
+        say(f"  index of {size:,} ids")
+        indexes[size] = _index(context.work / f"index-{size}", size, draw)
+    lines = []
+    for rows, repeats in ((100_000, 7), (1_000, 31)):
+        times: dict[int, list[float]] = {size: [] for size in sizes}
+        for _ in range(repeats + 1):
+            for size, runs in indexes.items():
+                hi, lo, known = _batch(runs, rows, draw)
+                began = time.perf_counter()
+                hits = find(runs, hi, lo)
+                times[size].append((time.perf_counter() - began) * 1e3)
+                assert len(hits.needle) == known
+        for size in sizes:
+            ours, base = times[size][1:], times[sizes[0]][1:]
+            line = Line(
+                "dedup", f"batch of {rows:,}, {size:,} known", "ms", ours,
+                note=f"{rows / statistics.median(ours) / 1e3:.1f} M/s",
+            )  # fmt: skip
+            if size != sizes[0]:
+                line.peer, line.peers = f"{sizes[0]:,} known", base
+                line.target, line.at_least = (2.0 if size == 100_000_000 else None), False
+            lines.append(line)
+    for size in sizes:
+        shutil.rmtree(context.work / f"index-{size}")
+    return lines
+
+
+def _index(directory: Path, size: int, draw: np.random.Generator) -> list[Run]:
+    """Mapped runs of uniform hashes, as flushes and merges write them."""
+    directory.mkdir()
+    for number, share in enumerate(_SHARES):
+        with (
+            pa.OSFile(str(directory / f"{number}.arrow"), "wb") as sink,
+            pa.ipc.new_file(sink, INDEX_SCHEMA) as writer,
+        ):
+            for page in _pages(int(size * share), draw):
+                writer.write_batch(page)
+    return [map_run(directory / f"{number}.arrow", str(number)) for number in range(len(_SHARES))]
+
+
+def _pages(rows: int, draw: np.random.Generator) -> Iterator[pa.RecordBatch]:
+    pages = -(-rows // PAGE_ROWS)
+    for page in range(pages):
+        count = rows // pages
+        low, high = (1 << 64) * page // pages, (1 << 64) * (page + 1) // pages - 1
+        hi = np.unique(draw.integers(low, high, count, dtype=np.uint64, endpoint=True))
+        others = [draw.integers(0, 1 << 63, len(hi), dtype=np.uint64) for _ in range(3)]
+        yield pa.record_batch([hi, *others], schema=INDEX_SCHEMA)
+
+
+def _batch(runs: list[Run], rows: int, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
+    """Hashes in ascending order, a tenth of them known."""
+    pages = [page for run in runs for page in run.batches()]
+    chosen = draw.choice(len(pages), rows // 10, p=np.array([page.num_rows for page in pages]) / sum(map(len, pages)))
+    pairs = set()
+    for number in chosen.tolist():
+        place = int(draw.integers(pages[number].num_rows))
+        pairs.add((pages[number].column("hi")[place].as_py(), pages[number].column("lo")[place].as_py()))
+    hi = np.concatenate([np.array([pair[0] for pair in pairs], np.uint64), _random(rows - len(pairs), draw)])
+    lo = np.concatenate([np.array([pair[1] for pair in pairs], np.uint64), _random(rows - len(pairs), draw)])
+    order = np.argsort(hi)
+    return hi[order], lo[order], len(pairs)
+
+
+def _random(rows: int, draw: np.random.Generator) -> np.ndarray:
+    return draw.integers(0, (1 << 64) - 1, rows, dtype=np.uint64, endpoint=True)
