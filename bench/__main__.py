@@ -81,9 +81,9 @@ def main() -> int:
             except Skip as why:
                 skipped[row] = str(why)
                 say(f"  skipped: {why}")
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  (the other rows still run)
                 traceback.print_exc()
-                skipped[row] = f"it failed: {error}"
+                skipped[row] = "it failed: " + (str(error).strip() or repr(error)).splitlines()[-1]
                 failed = True
             seconds[row] = round(time.monotonic() - began, 1)
     finally:

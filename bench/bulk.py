@@ -9,6 +9,7 @@ import sys
 from bench.context import BULK, Context
 from bench.measure import Line, alternate, say
 from bench.process import Ingested, Service, run_json, verify
+from bench.totals import timed
 
 __all__ = ["bulk_known", "bulk_ndjson", "bulk_parquet", "memory"]
 
@@ -68,8 +69,7 @@ def bulk_known(context: Context) -> list[Line]:
 
     mine, theirs = alternate(context.rounds, ours, peer)
     if not context.options.no_verify:
-        say("  verify")
-        verify(lake)
+        say(f"  verify took {timed(lambda: verify(lake)):.0f} s")
     what = f"{10 * context.records:,} ids known"
     return [Line("bulk_known", what, "records/s", mine, "oncelake, empty index", theirs, 0.67, note=_told(runs))]
 

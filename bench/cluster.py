@@ -22,7 +22,7 @@ TABLE = (
 )
 
 _SETTINGS = {
-    "listen_addresses": "''",
+    "listen_addresses": "",
     "shared_buffers": "1GB",
     "max_wal_size": "8GB",
     "maintenance_work_mem": "512MB",
@@ -70,7 +70,10 @@ def psql(home: Path, *statements: str, check: bool = True) -> subprocess.Complet
     """Run statements, each in a transaction of its own."""
     commands = [part for statement in statements for part in ("-c", statement)]
     return subprocess.run(
-        [debian("postgresql", "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", home, "-U", "bench", "postgres", *commands],
+        [
+            debian("postgresql", "psql"), "-X", "-q", "-v", "ON_ERROR_STOP=1", "-h", home, "-U", "bench", *commands,
+            "postgres",
+        ],
         check=check, capture_output=True, text=True,
     )  # fmt: skip
 

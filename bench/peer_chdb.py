@@ -30,9 +30,10 @@ def _run(path: str, directory: str, start: str, end: str) -> dict[str, float]:
     )
     load = time.perf_counter() - began
     sql = (
-        "SELECT destinationId, unit, count(), sumIf(value, type = 'positive') AS p, sumIf(value, type = 'negative') AS n, "
-        f"p - n FROM bench.records WHERE time >= fromUnixTimestamp64Micro({start}) "
-        f"AND time < fromUnixTimestamp64Micro({end}) GROUP BY destinationId, unit ORDER BY destinationId, unit "
+        "SELECT destinationId, unit, count(), sumIf(value, type = 'positive') AS p, "
+        f"sumIf(value, type = 'negative') AS n, p - n FROM bench.records "
+        f"WHERE time >= fromUnixTimestamp64Micro({start}) AND time < fromUnixTimestamp64Micro({end}) "
+        "GROUP BY destinationId, unit ORDER BY destinationId, unit "
         "SETTINGS max_threads = 2"
     )
     took = []

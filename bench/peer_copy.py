@@ -15,7 +15,8 @@ _COLUMNS = {
 
 
 def _copy(source: str, target: str) -> float:
-    connection = duckdb.connect(config={"threads": "2", "TimeZone": "UTC"})
+    connection = duckdb.connect(config={"threads": "2"})
+    connection.execute("SET TimeZone = 'UTC'")
     columns = ", ".join(f"{name}: '{kind}'" for name, kind in _COLUMNS.items())
     read = (
         f"read_json('{source}', format = 'newline_delimited', columns = {{{columns}}})"

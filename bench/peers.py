@@ -1,7 +1,7 @@
 """What the peers need: Debian's packages, and a virtual environment of their own.
 
-chDB brings pandas along, and pandas dateutil, which pyarrow would then use in the service: the peers' libraries stay out
-of its environment, unless they are there already (extra `bench`).
+chDB brings pandas along, and pandas dateutil, which pyarrow would then use in the service: the peers' libraries stay
+out of its environment, unless they are there already (extra `bench`).
 """
 
 from __future__ import annotations

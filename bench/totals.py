@@ -37,9 +37,10 @@ _SQL = """
 def totals(context: Context) -> list[Line]:
     """Over the big lake, in this process, each asked three times a round."""
     root = context.lake
+    typed = duckdb.connect(config={"threads": "2"})
+    typed.execute("SET TimeZone = 'UTC'")
     store = Store(StoreSettings(root))
     engine = Engine(root, context.work / "temp")
-    typed = duckdb.connect(config={"threads": "2", "TimeZone": "UTC"})
     sql = _SQL.format(glob=root / "records" / "**" / "*.parquet", start=START_US, end=END_US)
     answers: dict[str, pa.Table] = {}
 
