@@ -18,6 +18,7 @@ from api.answers import aggregation, continued
 from api.parameters import Parameters, filters_of
 from api.ports import ApiSettings, Intake, Reader
 from api.problems import ProblemError, problem
+from api.replies import Replies
 from store.canonical import render_records, render_times
 from store.errors import TooLargeError
 from store.outcomes import Reply
@@ -42,6 +43,7 @@ class Records:
         self._reader = reader
         self._settings = settings
         self._queries = asyncio.Semaphore(settings.concurrent_queries)
+        self._replies = Replies()
         self._threads = ThreadPoolExecutor(settings.concurrent_queries + 2, thread_name_prefix="query")
 
     def handlers(self) -> list[Any]:
@@ -93,7 +95,7 @@ class Records:
             future = submit()
         else:
             future = await asyncio.get_running_loop().run_in_executor(None, submit)
-        reply = await asyncio.wrap_future(future)
+        reply = await self._replies.of(future)
         return _single(reply) if reply.single and not (dry_run or reply.atomic_refused) else _batch(reply)
 
     async def _body(self, request: Req) -> bytes:

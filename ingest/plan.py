@@ -171,6 +171,8 @@ def _with_records(commit: Commit, new: Prepared, find: Find, first_seq: int, pro
 def result_of(part: Part, what: Decided, index: int, letters: Letters | None = None) -> Result:
     """The answer to a part from the outcomes of its rows, its dead letters written beside it."""
     begin, end = what.bounds[index], what.bounds[index + 1]
+    if part.batch.record is not None and what.outcomes.status[begin] != CONFLICT:
+        return _single(int(what.outcomes.status[begin]), int(what.outcomes.seq[begin]))
     status, seqs = what.outcomes.status[begin:end], what.outcomes.seq[begin:end]
     counts = np.bincount(status, minlength=3)
     batch = part.batch
@@ -201,8 +203,14 @@ def result_of(part: Part, what: Decided, index: int, letters: Letters | None = N
         problems=problems[:MAX_PROBLEMS],
         problems_truncated=len(conflicts) + len(rejects) > MAX_PROBLEMS,
     )
-    is_duplicate = batch.record is not None and counts[DUPLICATE] == 1
-    return Result(answer, int(seqs[0]) if is_duplicate else None)
+    return Result(answer)
+
+
+def _single(status: int, seq: int) -> Result:
+    """The answer to a single record that is new or a duplicate, which most are."""
+    if status == ACCEPTED:
+        return Result(Answer(1, 1, 0, 0, 0, seq, seq, [], problems_truncated=False))
+    return Result(Answer(1, 0, 1, 0, 0, None, None, [], problems_truncated=False), seq)
 
 
 def _locate(part: Part, row: int, with_original: bool) -> tuple[int, Located]:

@@ -50,8 +50,7 @@ class Prepared:
 def prepared(records: pa.RecordBatch | pa.Table, hasher: Hasher) -> Prepared:
     """Prepare records."""
     rows = pa.Table.from_batches([records]) if isinstance(records, pa.RecordBatch) else records
-    id_hi, id_lo = hasher.identify(_one(rows, "recordId"))
-    key_hi, key_lo = hasher.keys(_one(rows, "destinationId"), _one(rows, "reference"))
+    id_hi, id_lo, key_hi, key_lo = hasher.identities(rows)
     return Prepared(rows, id_hi, id_lo, hasher.fingerprint(rows), key_hi, key_lo, render_records(rows))
 
 
@@ -71,8 +70,3 @@ def joined(pieces: Sequence[Prepared]) -> Prepared:
         key_lo=np.concatenate([piece.key_lo for piece in pieces]),
         texts=pa.concat_arrays([piece.texts for piece in pieces]),
     )
-
-
-def _one(rows: pa.Table, name: str) -> pa.Array:
-    column = rows.column(name)
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,12 +24,6 @@ from store.store import Store, StoreSettings
 __all__ = ["Lake", "Reader"]
 
 logger = logging.getLogger("oncelake.service")
-
-
-def _without_dateutil() -> None:
-    """Pyarrow looks for dateutil at every conversion: 25 µs each, and dozens in a commit, where it is not installed."""
-    if importlib.util.find_spec("dateutil") is None:
-        sys.modules.setdefault("dateutil", None)  # type: ignore[arg-type]
 
 
 class Reader:
@@ -60,7 +52,6 @@ class Lake:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        _without_dateutil()
         store, ingest = config.store, config.ingest
         root = Path(store.data_dir)
         self.store = Store(StoreSettings(root, fsync=store.fsync, segment_bytes=config.outbox.segment_bytes))

@@ -2,11 +2,16 @@
 
 Values are bound and names come from fixed lists; the connection can read the data directory and nothing else, installs
 nothing and cannot be reconfigured, so that no question can do more than read records.
+
+DuckDB's memory limit holds for an instance, and two large sorts at once do not share it well: one of them fails, where
+each alone would have spilled. So an instance runs one query at a time, to its end, and the answer waits in a spool.
+There are two instances, so that small questions do not stand behind large ones.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +20,20 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from store.errors import DiskFullError, TransientError
+from store.spool import spooled
+
 __all__ = ["Engine", "Stop", "as_tables"]
 
-BATCH_ROWS = 16_384
+_BATCH_ROWS = 16_384
+
+_SMALL_ROWS = 200_000
+"""A question that reads no more rows than this is a small one: sorting them fits into the memory below."""
+
+_SMALL_MEMORY = "64MB"
+
+_TURN_S = 0.05
+"""How often one that waits for its turn looks whether it is still asked for."""
 
 
 class Stop:
@@ -39,7 +55,7 @@ class Stop:
                 cursor.interrupt()
 
     def check(self) -> None:
-        """Raise if it is set; an interrupt between two fetches is lost on DuckDB."""
+        """Raise if it is set: DuckDB forgets an interrupt that comes between two fetches."""
         if self._is_set:
             raise duckdb.InterruptException("the question was withdrawn")
 
@@ -57,9 +73,60 @@ class Stop:
 
 
 class Engine:
-    """One DuckDB instance; every query has a cursor of its own, so that queries run beside each other."""
+    """Runs queries over the data directory at `root`; what does not fit into `memory` goes to `temp`."""
 
     def __init__(self, root: Path, temp: Path, *, memory: str = "192MB", threads: int = 2) -> None:
+        self._temp = temp
+        self._memory = memory
+        self._large = _Lane(root, temp, memory, threads)
+        self._small = _Lane(root, temp, _SMALL_MEMORY, threads)
+
+    @contextlib.contextmanager
+    def query(
+        self,
+        sql: str,
+        parameters: Mapping[str, Any],
+        tables: Mapping[str, pa.Table],
+        *,
+        rows: int,
+        stop: Stop | None = None,
+    ) -> Iterator[Iterator[pa.RecordBatch]]:
+        """Run one query over the data directory and the given tables, and give its answer in record batches.
+
+        `rows` is how many it reads at most. The query is over when the context begins: what can go wrong goes wrong
+        there. `DiskFullError` where there is no room to spill, `TransientError` where even spilling did not help.
+        """
+        lane = self._small if rows <= _SMALL_ROWS else self._large
+        with contextlib.ExitStack() as stack:
+            try:
+                with lane.running(sql, parameters, tables, stop or Stop()) as batches:
+                    answer = stack.enter_context(spooled(batches, self._temp))
+            except (duckdb.Error, OSError) as error:
+                raise self._explained(error) from error
+            yield answer
+
+    def _explained(self, error: Exception) -> Exception:
+        text = str(error)
+        # Out of memory while rows are fetched comes as an OSError of Arrow's.
+        if isinstance(error, duckdb.OutOfMemoryException) or text.startswith("Out of Memory Error"):
+            return TransientError(
+                f"the question needs more memory than store.query_memory ({self._memory}) gives it: "
+                "ask for a shorter time or fewer destinations, or raise that key"
+            )
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in text:
+            return DiskFullError(f"{self._temp}: there is no room for what the query spills")
+        return error
+
+    def close(self) -> None:
+        """Close the instances."""
+        self._large.close()
+        self._small.close()
+
+
+class _Lane:
+    """One DuckDB instance, which runs one query at a time."""
+
+    def __init__(self, root: Path, temp: Path, memory: str, threads: int) -> None:
         config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": memory,
             "threads": str(threads),
@@ -68,6 +135,7 @@ class Engine:
             "autoload_known_extensions": "false",
             "preserve_insertion_order": "false",
         }
+        self._turn = threading.Lock()
         self._connection = duckdb.connect(":memory:", config=config)
         for statement in (
             f"SET allowed_directories = ['{str(root.resolve()).replace(chr(39), chr(39) * 2)}/']",
@@ -79,27 +147,22 @@ class Engine:
             self._connection.execute(statement).fetchall()
 
     @contextlib.contextmanager
-    def query(
-        self, sql: str, parameters: Mapping[str, Any], tables: Mapping[str, pa.Table], stop: Stop | None = None
+    def running(
+        self, sql: str, parameters: Mapping[str, Any], tables: Mapping[str, pa.Table], stop: Stop
     ) -> Iterator[Iterator[pa.RecordBatch]]:
-        """Run one query over the data directory and the given tables, streamed as record batches.
-
-        Leaving the context ends the query, also one that has not given all its rows; `stop` ends it from elsewhere.
-        """
-        stop = stop or Stop()
-        cursor = self._connection.cursor()
+        """The query as it runs; leaving the context ends it, also one that has not given all its rows."""
+        while not self._turn.acquire(timeout=_TURN_S):
+            stop.check()
         try:
-            for name, table in tables.items():
-                cursor.register(name, table)
-            with stop.over(cursor), cursor.sql(sql, params=dict(parameters)).to_arrow_reader(BATCH_ROWS) as reader:
-                yield _batches(reader, stop)
+            with contextlib.closing(self._connection.cursor()) as cursor, stop.over(cursor):
+                for name, table in tables.items():
+                    cursor.register(name, table)
+                with cursor.sql(sql, params=dict(parameters)).to_arrow_reader(_BATCH_ROWS) as reader:
+                    yield _batches(reader, stop)
         finally:
-            with contextlib.suppress(duckdb.Error):
-                cursor.interrupt()
-            cursor.close()
+            self._turn.release()
 
     def close(self) -> None:
-        """Close the instance."""
         self._connection.close()
 
 

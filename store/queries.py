@@ -76,9 +76,9 @@ def totals_in_batches(
     engine: Engine, snapshot: Snapshot, filters: Filters, stop: Stop | None = None
 ) -> Iterator[Iterator[pa.RecordBatch]]:
     """The same, streamed: there may be as many groups as records."""
-    source, parameters, tables = _source(snapshot, filters)
+    source = _source(snapshot, filters)
     sql = f"""
-        WITH matching AS ({source})
+        WITH matching AS ({source.sql})
         SELECT
             destinationId,
             unit,
@@ -90,7 +90,7 @@ def totals_in_batches(
         GROUP BY destinationId, unit
         ORDER BY destinationId, unit
     """  # noqa: S608  (the source is made of fixed texts)
-    with engine.query(sql, parameters, tables, stop) as batches:
+    with engine.query(sql, source.parameters, source.tables, rows=source.rows, stop=stop) as batches:
         yield (batch.cast(TOTALS) for batch in batches)
 
 
@@ -117,31 +117,42 @@ def records(
     engine: Engine, snapshot: Snapshot, filters: Filters, limit: int | None = None, stop: Stop | None = None
 ) -> Iterator[Iterator[pa.RecordBatch]]:
     """The matching records (`RECORDS`) by destinationId, time and seq, streamed."""
-    source, parameters, tables = _source(snapshot, filters)
+    source = _source(snapshot, filters)
     sql = f"""
-        WITH matching AS ({source})
+        WITH matching AS ({source.sql})
         SELECT {", ".join(RECORDS.names)}
         FROM matching
         ORDER BY destinationId, time, seq
         {"LIMIT $limit" if limit is not None else ""}
     """  # noqa: S608
     if limit is not None:
-        parameters["limit"] = limit
-    with engine.query(sql, parameters, tables, stop) as batches:
+        source.parameters["limit"] = limit
+    with engine.query(sql, source.parameters, source.tables, rows=source.rows, stop=stop) as batches:
         yield batches
 
 
-def _source(snapshot: Snapshot, filters: Filters) -> tuple[str, dict[str, Any], dict[str, pa.Table]]:
-    """The SQL of the matching rows, from files up to the flushed seq and from hot tables above it."""
+@dataclass(frozen=True)
+class _Source:
+    """The SQL of the matching rows with its parameters and tables, and how many rows it reads at most."""
+
+    sql: str
+    parameters: dict[str, Any]
+    tables: dict[str, pa.Table]
+    rows: int
+
+
+def _source(snapshot: Snapshot, filters: Filters) -> _Source:
+    """The matching rows, from files up to the flushed seq and from hot tables above it."""
     newest = as_of(snapshot, filters)
+    flushed = min(snapshot.flushed, newest)
     where, parameters = _conditions(filters)
     columns = ", ".join(RECORDS.names)
-    files = [str(file.path) for file in snapshot.files if _may_match(file, filters, newest)]
+    files = [file for file in snapshot.files if _may_match(file, filters, flushed)]
     hot = as_tables([table for table in snapshot.hot if table.num_rows], STORED)
     parts = []
     tables = {}
     if files:
-        parameters |= {"files": files, "flushed": min(snapshot.flushed, newest)}
+        parameters |= {"files": [str(file.path) for file in files], "flushed": flushed}
         parts.append(
             f"SELECT {columns} FROM read_parquet($files, hive_partitioning = false) WHERE seq <= $flushed{where}"  # noqa: S608
         )
@@ -149,7 +160,7 @@ def _source(snapshot: Snapshot, filters: Filters) -> tuple[str, dict[str, Any], 
         tables["hot"] = hot
         parameters |= {"hot_after": snapshot.flushed, "newest": newest}
         parts.append(f"SELECT {columns} FROM hot WHERE seq > $hot_after AND seq <= $newest{where}")  # noqa: S608
-    return " UNION ALL ".join(parts), parameters, tables
+    return _Source(" UNION ALL ".join(parts), parameters, tables, sum(file.rows for file in files) + hot.num_rows)
 
 
 def _conditions(filters: Filters) -> tuple[str, dict[str, Any]]:
@@ -186,10 +197,10 @@ def _conditions(filters: Filters) -> tuple[str, dict[str, Any]]:
     return "".join(f" AND {condition}" for condition in conditions), parameters
 
 
-def _may_match(file: SealedFile, filters: Filters, newest: int) -> bool:
+def _may_match(file: SealedFile, filters: Filters, flushed: int) -> bool:
     """Whether a file can hold matching rows, by what the catalog knows of it."""
     return (
-        file.min_seq <= newest
+        file.min_seq <= flushed
         and (filters.start_us is None or file.max_time_us >= filters.start_us)
         and (filters.end_us is None or file.min_time_us < filters.end_us)
     )
