@@ -17,7 +17,7 @@ from bench.bulk import bulk_known, bulk_ndjson, bulk_parquet, memory
 from bench.clickhouse import chdb
 from bench.context import Context
 from bench.dedup import dedup
-from bench.measure import Line, Skip, machine, markdown, say
+from bench.measure import Line, Others, Skip, machine, markdown, say
 from bench.plot import svg
 from bench.postgres import postgres
 from bench.single import single
@@ -72,10 +72,12 @@ def main() -> int:
     skipped: dict[str, str] = {}
     failed = False
     seconds = {}
+    others = {}
     try:
         for row in [row for row in _ROWS if not options.rows or row in options.rows]:
             say(row)
             began = time.monotonic()
+            beside = Others()
             try:
                 lines += _ROWS[row](context)
             except Skip as why:
@@ -86,10 +88,12 @@ def main() -> int:
                 skipped[row] = "it failed: " + (str(error).strip() or repr(error)).splitlines()[-1]
                 failed = True
             seconds[row] = round(time.monotonic() - began, 1)
+            others[row] = beside.cores
+            say(f"  {seconds[row]} s; other processes kept {others[row]} cores busy")
     finally:
         if not options.keep:
             shutil.rmtree(work, ignore_errors=True)
-    _write(options.results, about | {"seconds": seconds}, lines, skipped, context)
+    _write(options.results, about | {"seconds": seconds, "coresBusyWithOthers": others}, lines, skipped, context)
     return int(failed)
 
 

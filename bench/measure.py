@@ -8,12 +8,13 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Line", "Skip", "alternate", "figure", "machine", "markdown", "say", "spread"]
+__all__ = ["Line", "Others", "Skip", "alternate", "figure", "machine", "markdown", "say", "spread"]
 
 _PACKAGES = ("duckdb", "litestar", "msgspec", "numpy", "polars", "pyarrow", "uvicorn", "uvloop")
 
@@ -60,6 +61,26 @@ class Line:
             if values
         }
         return {**asdict(self), "ratios": self.ratios, "met": self.met, "spread": spreads}
+
+
+class Others:
+    """How many cores other processes kept busy since it was made: what a figure is worth depends on it."""
+
+    def __init__(self) -> None:
+        self._began = self._now()
+
+    @property
+    def cores(self) -> float:
+        """Mean so far. Ours are this process and the children that have ended."""
+        (at, busy), (began, before) = self._now(), self._began
+        return round(max(0.0, busy - before) / (at - began), 2)
+
+    def _now(self) -> tuple[float, float]:
+        fields = [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+        busy = sum(fields[:3]) + sum(fields[5:7])
+        used = os.times()
+        own = used.user + used.system + used.children_user + used.children_system
+        return time.monotonic(), busy / os.sysconf("SC_CLK_TCK") - own
 
 
 def say(text: str) -> None:
