@@ -19,7 +19,7 @@ async def _records(request: Request) -> Response:
 
 
 def _serve() -> None:
-    app = Litestar([_records], openapi_config=None)
+    app = Litestar([_records], openapi_config=None, logging_config=None)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(2_048)
