@@ -128,7 +128,7 @@ def records(
     if limit is not None:
         source.parameters["limit"] = limit
     with engine.query(sql, source.parameters, source.tables, rows=source.rows, stop=stop) as batches:
-        yield batches
+        yield (batch.cast(RECORDS) for batch in batches)
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,13 @@ def _source(snapshot: Snapshot, filters: Filters) -> _Source:
     parts = []
     tables = {}
     if files:
-        parameters |= {"files": [str(file.path) for file in files], "flushed": flushed}
+        parameters["files"] = [str(file.path) for file in files]
+        below = "TRUE"  # mostly all rows are: then the seqs need not be read at all
+        if any(file.max_seq > flushed for file in files):
+            below = "seq <= $flushed"
+            parameters["flushed"] = flushed
         parts.append(
-            f"SELECT {columns} FROM read_parquet($files, hive_partitioning = false) WHERE seq <= $flushed{where}"  # noqa: S608
+            f"SELECT {columns} FROM read_parquet($files, hive_partitioning = false) WHERE {below}{where}"  # noqa: S608
         )
     if hot.num_rows or not files:
         tables["hot"] = hot
