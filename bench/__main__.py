@@ -17,9 +17,10 @@ from bench.bulk import bulk_known, bulk_ndjson, bulk_parquet, memory
 from bench.clickhouse import chdb
 from bench.context import Context
 from bench.dedup import dedup
-from bench.measure import Line, Others, Skip, machine, markdown, say
+from bench.measure import Line, Others, Skip, code, machine, markdown, say
 from bench.plot import svg
 from bench.postgres import postgres
+from bench.process import Service
 from bench.single import single
 from bench.start import start
 from bench.totals import totals
@@ -67,7 +68,7 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="oncelake-bench-", dir=options.work or base))
     work.chmod(0o755)  # PostgreSQL runs as another user and reads the input
     context = Context(options, work)
-    about = machine(work) | {"records": options.records, "rounds": options.rounds}
+    about = machine(work) | {"records": options.records, "rounds": options.rounds, "code": code()}
     lines: list[Line] = []
     skipped: dict[str, str] = {}
     failed = False
@@ -93,6 +94,9 @@ def main() -> int:
     finally:
         if not options.keep:
             shutil.rmtree(work, ignore_errors=True)
+    if about["code"] != code():
+        about["warning"] = "the code changed during this run: its rows did not measure the same thing"
+        say(about["warning"])
     _write(options.results, about | {"seconds": seconds, "coresBusyWithOthers": others}, lines, skipped, context)
     return int(failed)
 
@@ -113,6 +117,7 @@ def _write(
         "lines": [line.to_json() for line in lines],
         "skipped": skipped,
         "growth": context.growth,
+        "ingests": Service.ingests,
     }
     stem.with_suffix(".json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     plotted = ""

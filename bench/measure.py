@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Line", "Others", "Skip", "alternate", "figure", "machine", "markdown", "say", "spread"]
+__all__ = ["Line", "Others", "Skip", "alternate", "code", "figure", "machine", "markdown", "say", "spread"]
 
 _PACKAGES = ("duckdb", "litestar", "msgspec", "numpy", "polars", "pyarrow", "uvicorn", "uvloop")
 
@@ -140,6 +141,15 @@ def _sync_ms(work: Path) -> float:
             os.fdatasync(file.fileno())
             took.append((time.perf_counter() - began) * 1e3)
     return round(statistics.median(took), 2)
+
+
+def code() -> str:
+    """A hash of all code: a run whose code changes under it has measured several things."""
+    digest = hashlib.sha256()
+    for package in ("api", "ingest", "outbox", "service", "store", "bench"):
+        for path in sorted((Path(__file__).parents[1] / package).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def figure(value: float) -> str:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ class Service:
     """`oncelake serve` over a data directory, with syncs on. `peaks` holds its anonymous memory in MiB, of all runs."""
 
     peaks: list[float] = []  # noqa: RUF012  (one list for the run on purpose)
+
+    ingests: list[dict[str, Any]] = []  # noqa: RUF012
+    """Every file of the run, one by one."""
 
     def __init__(self, data: Path, **settings: str) -> None:
         self.data = data
@@ -129,6 +132,7 @@ class Service:
         except OSError:
             shutil.copyfile(source, staged)
         receipt = self.data / "processed" / f"{name}.receipt.json"
+        before = int(self.health()["seq"])
         cpu = self.cpu_s
         began = time.perf_counter()
         staged.rename(self.data / "inbox" / name)
@@ -142,9 +146,12 @@ class Service:
             assert time.perf_counter() < end, "not flushed in time"
             time.sleep(0.02)
         stored = time.perf_counter()
+        assert store["seq"] == before + records, f"{before} records before, {records} given, now {store}"
         told = json.loads(receipt.read_bytes())
         assert told["accepted"] == records, f"the receipt tells otherwise: {told}"
-        return Ingested(records, receipted - began, stored - began, self.cpu_s - cpu)
+        done = Ingested(records, receipted - began, stored - began, self.cpu_s - cpu)
+        Service.ingests.append({"file": name, "before": before, **asdict(done)})
+        return done
 
     def _command(self, *arguments: str) -> bytes:
         return subprocess.run(
