@@ -23,7 +23,8 @@ from store.schema import SCALE, SCALED_VALUE_LIMIT
 __all__ = ["Alerts", "Api", "Config", "Ingest", "Log", "Outbox", "Rejected", "StoreConfig", "check_bind", "load_config"]
 
 Positive = Annotated[int, Meta(gt=0)]
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
+Memory = Annotated[str, Meta(pattern=r"(?i)^[0-9]+(\.[0-9]+)? ?([kmgt]i?)b$")]
 
 
 class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -34,7 +35,7 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     flush_interval_s: Seconds = 5.0
     flush_rows: Positive = 500_000
     flush_bytes: Positive = 192 << 20
-    query_memory: str = "192MB"
+    query_memory: Memory = "192MB"
     query_threads: Positive = 2
 
 
@@ -125,6 +126,7 @@ def load_config(
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{path}: {error}") from None
         _check(values, str(path))
+        _converted(values, str(path))
     for name, text in environ.items():
         if name.startswith(_PREFIX) and "__" in name:
             _set(values, *_environment_key(name), text, name)
@@ -217,8 +219,11 @@ def _converted(values: Mapping[str, Any], source: str) -> Config:
         config = msgspec.convert({**values, "alerts": alerts}, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {_readable(str(error))}") from None
-    for text in (config.outbox.retention, config.rejected.retention):
-        retention_s(text)
+    for key, text in (("outbox.retention", config.outbox.retention), ("rejected.retention", config.rejected.retention)):
+        try:
+            retention_s(text)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {key}: {error}") from None
     return config
 
 
@@ -237,8 +242,9 @@ def _threshold(value: Any, key: str, source: str) -> str:
     if _DECIMAL.fullmatch(text) is None:
         raise ConfigError(f'{source}: {key}: {text!r} is no plain decimal, as in "10000" or "0.5"')
     digits = text.partition(".")[2].rstrip("0")
-    if len(digits) > SCALE or abs(Decimal(text)) >= SCALED_VALUE_LIMIT // 10**SCALE:
+    if len(digits) > SCALE or Decimal(text).copy_abs() >= SCALED_VALUE_LIMIT // 10**SCALE:  # abs() would round
         raise ConfigError(
             f"{source}: {key}: {text!r} has more than {SCALE} digits after the point, or is 10^20 or more"
         )
-    return format(Decimal(text), "f") if "." not in text else text.rstrip("0").rstrip(".")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text

@@ -1,0 +1,255 @@
+"""The configuration: what is written in `config.toml`, what overrides it, and what is refused with which words."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.config import Config, check_bind, load_config, retention_s
+from store.errors import ConfigError
+
+DOCUMENTED = Path(__file__).parents[2] / "config.toml"
+DEFAULTS: dict[str, dict[str, Any]] = msgspec.to_builtins(Config())
+KEYS = [(section, key) for section, keys in DEFAULTS.items() for key in keys]
+
+# A value other than the default for every key, as it stands in an environment variable, and what it becomes.
+OTHERS: dict[str, tuple[str, Any]] = {
+    "store.data_dir": ("123", "123"),
+    "store.fsync": ("false", False),
+    "store.flush_interval_s": ("0.25", 0.25),
+    "store.flush_rows": ("1_000", 1_000),
+    "store.flush_bytes": ("4096", 4_096),
+    "store.query_memory": ("1GB", "1GB"),
+    "store.query_threads": ("3", 3),
+    "ingest.unknown_fields": ("ignore", "ignore"),
+    "ingest.negative_values": ("accept", "accept"),
+    "ingest.settle_s": ("7", 7.0),
+    "ingest.rescan_s": ("0.5", 0.5),
+    "ingest.chunk_rows": ("10", 10),
+    "ingest.queue_batches": ("11", 11),
+    "ingest.queue_records": ("12", 12),
+    "ingest.atomic_records": ("13", 13),
+    "ingest.max_decompressed_bytes": ("14", 14),
+    "alerts.threshold": ("0.50", "0.5"),
+    "alerts.by_unit": ('{ SEK = "5.10" }', {"SEK": "5.1"}),
+    "alerts.by_destination": ('{ "dest-1" = 7 }', {"dest-1": "7"}),
+    "outbox.retention": ("30d", "30d"),
+    "outbox.segment_bytes": ("15", 15),
+    "rejected.retention": ("12h", "12h"),
+    "api.host": ("::1", "::1"),
+    "api.port": ("0", 0),
+    "api.allow_anonymous": ("true", True),
+    "api.max_body_bytes": ("16", 16),
+    "api.body_timeout_s": ("17", 17.0),
+    "api.concurrent_queries": ("18", 18),
+    "api.shutdown_s": ("19", 19.0),
+    "log.level": ("debug", "debug"),
+    "log.format": ("json", "json"),
+}
+
+
+def written(directory: Path, text: str) -> Path:
+    path = directory / "oncelake.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def value_of(config: Config, section: str, key: str) -> Any:
+    return getattr(getattr(config, section), key)
+
+
+def test_the_file_documents_every_key_with_its_default_and_no_other() -> None:
+    """In the order of the code; loading it is the same as loading nothing."""
+    found = tomllib.loads(DOCUMENTED.read_text("utf-8"))
+    assert found == DEFAULTS
+    assert [(section, key) for section, keys in found.items() for key in keys] == KEYS
+    assert load_config(DOCUMENTED) == Config()
+
+
+def test_the_file_explains_every_key() -> None:
+    """A comment stands above each key, or above the one before it in the same paragraph."""
+    is_explained = False
+    for line in DOCUMENTED.read_text("utf-8").splitlines():
+        is_explained = line.startswith("#") or (is_explained and "=" in line)
+        assert is_explained or not line or line.startswith("["), f"nothing explains {line!r}"
+
+
+@pytest.mark.parametrize(("section", "key"), KEYS, ids=".".join)
+def test_each_key_is_overridden_by_its_environment_variable(tmp_path: Path, section: str, key: str) -> None:
+    """Over the file's value, which is the default here, and without touching any other key."""
+    text, expected = OTHERS[f"{section}.{key}"]
+    config = load_config(DOCUMENTED, environ={f"ONCELAKE_{section}__{key}".upper(): text})
+    assert value_of(config, section, key) == expected != DEFAULTS[section][key]
+    others = [pair for pair in KEYS if pair != (section, key)]
+    assert all(value_of(config, *pair) == DEFAULTS[pair[0]][pair[1]] for pair in others)
+
+
+def test_the_command_line_is_stronger_than_the_environment_and_that_than_the_file(tmp_path: Path) -> None:
+    """An option that was not given (None) changes nothing."""
+    path = written(tmp_path, '[api]\nport = 1\nhost = "localhost"\n[store]\ndata_dir = "of-the-file"\n')
+    environ = {"ONCELAKE_API__PORT": "2", "ONCELAKE_STORE__DATA_DIR": "of-the-environment"}
+    config = load_config(path, environ=environ, overrides={"api.port": 3, "store.data_dir": None})
+    assert (config.api.port, config.store.data_dir, config.api.host) == (3, "of-the-environment", "localhost")
+
+
+def test_config_toml_of_the_working_directory_is_read_if_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And where it is not, the defaults hold."""
+    monkeypatch.chdir(tmp_path)
+    assert load_config() == Config()
+    Path("config.toml").write_text("[api]\nport = 9\n")
+    assert load_config().api.port == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[stor]\n", ["[stor]", "'store'"]),
+        ("[store]\nfsnyc = true\n", ["store.fsnyc", "'fsync'"]),
+        ("[alerts]\nby_units = {}\n", ["alerts.by_units", "'by_unit'"]),
+        ("[api]\nzzzzzz = 1\n", ["api.zzzzzz", "known are host, port"]),
+        ("store = 1\n", ["store is a section", "[store]"]),
+        ("[api]\nport = '8000'\n", ["api.port", "expected `int`"]),
+        ("[api]\nport = 65536\n", ["api.port", "<= 65535"]),
+        ("[api]\nport = -1\n", ["api.port", ">= 0"]),
+        ("[api]\nmax_body_bytes = 1.5\n", ["api.max_body_bytes", "expected `int`"]),
+        ("[store]\nfsync = 1\n", ["store.fsync", "expected `bool`"]),
+        ("[store]\nflush_rows = 0\n", ["store.flush_rows", ">= 1"]),
+        ("[store]\nflush_interval_s = 0.0\n", ["store.flush_interval_s", "> 0"]),
+        ("[ingest]\nunknown_fields = 'drop'\n", ["ingest.unknown_fields", "'drop'"]),
+        ("[outbox]\nretention = '3 weeks'\n", ["'3 weeks'", '"30d"']),
+        ("[alerts]\nby_unit = 5\n", ["alerts.by_unit", "expected `object`"]),
+        ("[api\n", ["line 1"]),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named_with_the_file(tmp_path: Path, text: str, words: list[str]) -> None:
+    """The key, what is allowed, and for an unknown one the nearest that there is."""
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert all(word in str(error.value) for word in words), str(error.value)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("ONCELAKE_API__PROT", "1", "'port'"),
+        ("ONCELAKE_APO__PORT", "1", "'api'"),
+        ("ONCELAKE_API__PORT", "eighty", "cannot be read"),
+        ("ONCELAKE_API__PORT", "true", "expected `int`"),
+        ("ONCELAKE_STORE__FSYNC", "yes", "cannot be read"),
+        ("ONCELAKE_ALERTS__THRESHOLD", "1e3", "no plain decimal"),
+        ("ONCELAKE_LOG__LEVEL", "loud", "'loud'"),
+    ],
+)
+def test_what_is_wrong_in_the_environment_is_named_with_the_variable(name: str, text: str, words: str) -> None:
+    """So that it is not looked for in the file."""
+    with pytest.raises(ConfigError) as error:
+        load_config(DOCUMENTED, environ={name: text})
+    assert name in str(error.value) and words in str(error.value)
+
+
+def test_other_variables_of_ours_are_no_keys() -> None:
+    """Only two underscores make a key: tests and scripts have variables of their own."""
+    assert load_config(DOCUMENTED, environ={"ONCELAKE_TEST_KILLS": "3", "HOME": "/"}) == Config()
+
+
+def test_a_file_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    """Where one was asked for; so is one that is no text."""
+    with pytest.raises(ConfigError, match="no such file"):
+        load_config(tmp_path / "none.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"binary\.toml"):
+        load_config(tmp_path / "binary.toml")
+
+
+@pytest.mark.parametrize(
+    ("written_as", "text"),
+    [
+        ('"10000"', "10000"),
+        ('"0.100000000"', "0.1"),
+        ('"99999999999999999999.999999999"', "99999999999999999999.999999999"),
+        ('"1.0"', "1"),
+        ('"0.0"', "0"),
+        ('"-0"', "0"),
+        ('"-0.0"', "0"),
+        ('"-5.50"', "-5.5"),
+        ("10000", "10000"),
+        ("0", "0"),
+    ],
+)
+def test_thresholds_are_exact_and_canonical(tmp_path: Path, written_as: str, text: str) -> None:
+    """To the last digit, and written as every other decimal that leaves the service; also those by unit."""
+    path = written(tmp_path, f'[alerts]\nthreshold = {written_as}\nby_unit = {{ "SEK" = {written_as} }}\n')
+    config = load_config(path)
+    assert config.alerts.threshold == config.alerts.by_unit["SEK"] == text
+
+
+@pytest.mark.parametrize(
+    "written_as",
+    ["10000.5", "1e3", "inf", "true", '"1e3"', '" 1"', '"1,5"', '"0.0000000001"', '"100000000000000000000"', '"NaN"',
+     '"01"', '""', '"٣"', "[]", "2024-03-01"],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["threshold = {}", "by_unit = {{ SEK = {} }}", 'by_destination = {{ "d" = {} }}'])
+def test_a_threshold_that_is_not_exact_is_refused(tmp_path: Path, key: str, written_as: str) -> None:
+    """A TOML float is binary, and what is out of the range of values can never be exceeded."""
+    with pytest.raises(ConfigError, match=r"alerts\."):
+        load_config(written(tmp_path, f"[alerts]\n{key.format(written_as)}\n"))
+
+
+@given(st.decimals(min_value=0, max_value=10**20 - 1, places=9, allow_nan=False))
+def test_any_exact_threshold_keeps_its_value(value: Any) -> None:
+    """Whatever digits it has."""
+    config = load_config(DOCUMENTED, overrides={"alerts.threshold": format(value, "f")})
+    assert type(value)(config.alerts.threshold) == value
+
+
+@pytest.mark.parametrize("memory", ["lots", "", "12", "-1GB", "5 parsecs"])
+def test_a_size_of_memory_that_the_engine_cannot_read_is_refused(tmp_path: Path, memory: str) -> None:
+    """Here, and not by a stack trace of the engine's once the store is open."""
+    with pytest.raises(ConfigError, match=r"store\.query_memory"):
+        load_config(written(tmp_path, f'[store]\nquery_memory = "{memory}"\n'))
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan"])
+def test_an_endless_time_is_refused(tmp_path: Path, seconds: str) -> None:
+    """TOML can write them, and nothing can wait for them."""
+    with pytest.raises(ConfigError, match=r"store\.flush_interval_s"):
+        load_config(written(tmp_path, f"[store]\nflush_interval_s = {seconds}\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("forever", None), ("90s", 90), ("15m", 900), ("12h", 43_200), ("30d", 2_592_000)]
+)
+def test_a_retention_is_a_number_with_its_unit(text: str, seconds: float | None) -> None:
+    """Or forever."""
+    assert retention_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["30", "d", "1.5d", "-1d", "30 d", "30D", ""])
+def test_a_retention_of_any_other_form_is_refused(text: str) -> None:
+    """With an example of how to write it."""
+    with pytest.raises(ConfigError, match="30d"):
+        retention_s(text)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_loopback_is_served_without_tokens(host: str) -> None:
+    """Nobody but this machine can reach it."""
+    check_bind(load_config(DOCUMENTED, overrides={"api.host": host}))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
+def test_another_host_is_served_only_where_anyone_is_allowed(host: str) -> None:
+    """The message says which key that is."""
+    with pytest.raises(ConfigError, match="allow_anonymous"):
+        check_bind(load_config(DOCUMENTED, overrides={"api.host": host}))
+    check_bind(load_config(DOCUMENTED, overrides={"api.host": host, "api.allow_anonymous": True}))
