@@ -70,8 +70,9 @@ def bulk_known(context: Context) -> list[Line]:
     mine, theirs = alternate(context.rounds, ours, peer)
     if not context.options.no_verify:
         say(f"  verify took {timed(lambda: verify(lake)):.0f} s")
+    target = 0.67 if context.records >= 1_000_000 else None
     what = f"{10 * context.records:,} ids known"
-    return [Line("bulk_known", what, "records/s", mine, "oncelake, empty index", theirs, 0.67, note=_told(runs))]
+    return [Line("bulk_known", what, "records/s", mine, "oncelake, empty index", theirs, target, note=_told(runs))]
 
 
 def memory(context: Context) -> list[Line]:
@@ -79,4 +80,5 @@ def memory(context: Context) -> list[Line]:
     if not Service.peaks:
         context.bulk(context.input(), check=False)
     what = f"RssAnon of the service, most of {len(Service.peaks)} runs"
-    return [Line("memory", what, "MiB", [max(Service.peaks)], target=1024, at_least=False)]
+    note = "the target (1 GiB) is for 20 million records in and 100 million ids known, which no row here reaches"
+    return [Line("memory", what, "MiB", [max(Service.peaks)], note=note)]

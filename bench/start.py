@@ -21,4 +21,6 @@ def start(context: Context) -> list[Line]:
             service.kill()
             took.append(service.start())
     what = f"after kill -9, {stored:,} stored, a second of POSTs unflushed"
-    return [Line("start", what, "s", took, target=3.0, at_least=False)]
+    target = 3.0 if stored >= 100_000_000 else None
+    note = "" if target else "the target (3 s) is for 100 million stored"
+    return [Line("start", what, "s", took, target=target, at_least=False, note=note)]
