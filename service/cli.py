@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     rejected.add_argument("--status", choices=["conflict", "rejected"])
     rejected.add_argument("--source-id", help="of the record")
     rejected.add_argument("--file", help="the file that it came in")
-    rejected.add_argument("--limit", type=int, default=100)
+    rejected.add_argument("--limit", type=_count, default=100)
     rejected.add_argument("--json", action="store_true", help="the lines as they are")
 
     _command(commands, "check-config", _check_config, "check the configuration and show what is in force")
@@ -66,6 +66,16 @@ def _command(commands: Any, name: str, function: Any, summary: str) -> argparse.
     return command
 
 
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must not be negative")
+    return number
+
+
+_count.__name__ = "number"  # argparse says "invalid number value"
+
+
 def _aggregate_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--start-time", help="RFC 3339, inclusive")
     command.add_argument("--end-time", help="RFC 3339, exclusive")
@@ -73,7 +83,7 @@ def _aggregate_options(command: argparse.ArgumentParser) -> None:
     for name in ("destination-id", "source-id", "reference", "unit"):
         command.add_argument(f"--{name}", action="append", default=[], help="repeatable")
     command.add_argument("--include", choices=["records", "totals"], default="totals")
-    command.add_argument("--as-of", type=int, metavar="SEQ")
+    command.add_argument("--as-of", type=_count, metavar="SEQ")
     command.add_argument("--format", choices=["table", "json", "csv"], default="table")
 
 

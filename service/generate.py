@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from store.canonical import json_strings, render_decimals, render_times
 from store.errors import ConfigError
 from store.hashing import U64
-from store.schema import RECORD
+from store.schema import RECORD, TIME_MAX_US, UNIT_LIMIT
 from store.sums import from_limbs
 from store.times import parse_time
 
@@ -54,8 +54,7 @@ def generate(options: argparse.Namespace) -> int:
     start = parse_time(options.start_time)
     if not isinstance(start, int):
         raise ConfigError(f"--start-time is {options.start_time!r}; it must be RFC 3339 with an offset")
-    if options.count < 0 or not 0 <= options.duplicates + options.conflicts < 1:
-        raise ConfigError("N must not be negative, and --duplicates and --conflicts together must be below 1")
+    _check(options, start)
     sample = Sample(
         options.count, options.first, options.seed, options.duplicates, options.conflicts, options.destinations,
         options.references, options.sources, tuple(options.units.split(",")), start, options.days,
@@ -66,6 +65,25 @@ def generate(options: argparse.Namespace) -> int:
         with options.output.open("wb") as file:
             _write(sample, options.format, file)
     return 0
+
+
+def _check(options: argparse.Namespace, start: int) -> None:
+    """What would give no records, or none that are valid, is wrong usage."""
+    for name in ("count", "first"):
+        if getattr(options, name) < 0:
+            raise ConfigError(f"{'N' if name == 'count' else '--first'} must not be negative")
+    for name in ("destinations", "references", "sources", "days"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name} must be 1 or more")
+    again = options.duplicates + options.conflicts
+    if not (options.duplicates >= 0 and options.conflicts >= 0 and again < 1):
+        raise ConfigError("--duplicates and --conflicts must not be negative, and together below 1")
+    if not all(0 < len(unit) <= UNIT_LIMIT for unit in options.units.split(",")):
+        raise ConfigError(
+            f"--units is {options.units!r}; it must be units of 1 to {UNIT_LIMIT} characters, with commas"
+        )
+    if start + options.days * _DAY_US > TIME_MAX_US:
+        raise ConfigError("--start-time and --days reach beyond the year 2200")
 
 
 def chunks(sample: Sample) -> Iterator[pa.Table]:

@@ -13,14 +13,19 @@ from rich.console import Console
 from rich.table import Table
 
 from service.config import Config
+from store.errors import OncelakeError
+from store.identity import load_identity
 
 __all__ = ["rejected"]
 
 
 def rejected(config: Config, options: argparse.Namespace) -> int:
     """List dead letters as a table, or as the lines that they are."""
+    root = Path(config.store.data_dir)
+    if load_identity(root) is None:
+        raise OncelakeError(f"{root} is no data directory of oncelake")
     found: list[tuple[bytes, dict[str, Any]]] = []
-    for raw, letter in _newest_first(Path(config.store.data_dir) / "rejected"):
+    for raw, letter in _newest_first(root / "rejected"):
         if len(found) == options.limit:
             break
         if _matches(letter, options):
