@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
@@ -30,6 +31,8 @@ __all__ = ["Sample", "chunks", "generate"]
 _CHUNK = 131_072
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _DAY_US = 86_400_000_000
+
+Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -94,12 +97,12 @@ def chunks(sample: Sample) -> Iterator[pa.Table]:
 
 def _records(sample: Sample, places: U64) -> pa.Table:
     """The records at these places of the output: the next new one, or one from before, perhaps changed."""
-    chance = _random(sample.seed, places, 0).astype(np.float64) / 2.0**64  # only how often; no value comes from it
-    is_duplicate = (chance < sample.duplicates) & (places > 0)
-    is_conflict = ~is_duplicate & (chance < sample.duplicates + sample.conflicts) & (places > 0)
-    again = is_duplicate | is_conflict
+    again, is_conflict = _again(sample, places)
     number = places.copy()
-    number[again] = _random(sample.seed, places[again], 1) % places[again]
+    rows = np.flatnonzero(again)
+    while len(rows):  # back to a place that has a new record: one that is sent again itself was never sent as such
+        number[rows] = _random(sample.seed, number[rows], 1) % number[rows]
+        rows = rows[_again(sample, number[rows])[0]]
     number += np.uint64(sample.first)
 
     def draw(lane: int, below: int) -> np.ndarray:
@@ -123,6 +126,13 @@ def _records(sample: Sample, places: U64) -> pa.Table:
         ],
         schema=RECORD,
     )
+
+
+def _again(sample: Sample, places: U64) -> tuple[Flags, Flags]:
+    """At which places a record from before is sent again, and at which of those it is changed."""
+    chance = _random(sample.seed, places, 0).astype(np.float64) / 2.0**64  # only how often; no value comes from it
+    again = (chance < sample.duplicates + sample.conflicts) & (places > 0)
+    return again, again & (chance >= sample.duplicates)
 
 
 def _random(seed: int, numbers: U64, lane: int) -> U64:
