@@ -42,8 +42,8 @@ def aggregation(
 ) -> Iterator[bytes]:
     """The answer to `GET /records/aggregations` in pieces. What is wrong with the question raises before the first.
 
-    Two queries run side by side, one for the groups and one for their records, both in the order of destinations: so
-    neither is ever held as a whole.
+    There are two queries, one for the groups and one for their records, both in the order of destinations, and they are
+    read side by side: so neither answer is ever held as a whole.
     """
     newest = as_of(snapshot, filters)
     filters = replace(filters, as_of=newest)

@@ -12,6 +12,8 @@ from store.times import parse_time
 
 __all__ = ["Parameters", "filters_of"]
 
+_MAX_PAIRS = 1_000
+
 
 class Parameters:
     """The parameters of one request, of which only `known` may be there."""
@@ -24,10 +26,14 @@ class Parameters:
                 keep_blank_values=True,
                 strict_parsing=bool(query_string),
                 errors="strict",
-                max_num_fields=1_000,
+                max_num_fields=_MAX_PAIRS,
             )
-        except ValueError as error:
-            raise QueryError(f"the query string cannot be read: {error}", parameter="") from None
+        except ValueError:
+            raise QueryError(
+                f"the query string cannot be read: it is at most {_MAX_PAIRS} pairs name=value between &, in UTF-8, "
+                "percent-encoded",
+                parameter="",
+            ) from None
         for name, value in pairs:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -42,9 +42,13 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class ApiSettings:
-    """Limits of the HTTP face. Bodies up to `inline_bytes` are decoded on the event loop, larger ones in a thread."""
+    """Limits of the HTTP face. Bodies up to `inline_bytes` are decoded on the event loop, larger ones in a thread.
+
+    `open_answers` are read by clients at once, each of which keeps some MB and its part of the spool.
+    """
 
     max_body_bytes: int = 32 << 20
     body_timeout_s: float = 30.0
     concurrent_queries: int = 4
     inline_bytes: int = 4_096
+    open_answers: int = 32

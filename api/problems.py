@@ -10,6 +10,7 @@ import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
+from api.request_ids import request_id
 from store.errors import (
     CorruptionError,
     DiskFullError,
@@ -30,6 +31,10 @@ logger = logging.getLogger("oncelake.api")
 MEDIA_TYPE = "application/problem+json"
 
 
+_TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
+"""As in RFC 9110: Python 3.11 and 3.13 do not call them the same."""
+
+
 class ProblemError(Exception):
     """A problem that the API itself finds."""
 
@@ -46,7 +51,7 @@ def problem(
     """A problem as a response; `members` stand beside the fixed ones."""
     content = {
         "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
+        "title": _TITLES.get(status) or HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
         "code": code,
@@ -60,9 +65,11 @@ def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[byte
     """The problem that an exception is."""
     match error:
         case ProblemError():
-            return problem(error.status, error.code, str(error), **error.members)
+            headers = {"connection": "close"} if error.status == HTTPStatus.REQUEST_TIMEOUT else None
+            return problem(error.status, error.code, str(error), headers=headers, **error.members)
         case QueryError():
-            return problem(400, "invalid_parameter", str(error), parameter=error.parameter)
+            named: dict[str, Any] = {"parameter": error.parameter} if error.parameter else {}
+            return problem(400, "invalid_parameter", str(error), **named)
         case InputError():
             position: dict[str, Any] = {"position": error.position} if error.position else {}
             return problem(_input_status(error), error.code, str(error), **position)
@@ -77,10 +84,16 @@ def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[byte
         case HTTPException():
             return _of_framework(error)
         case CorruptionError():
-            logger.error("%s %s: %s", request.method, request.url.path, error)
+            logger.error("%s %s (request %s): %s", request.method, _path(request), request_id(request.scope), error)
             return problem(500, "corruption", "stored data is damaged: the operator finds it in the log")
-    logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    where = (request.method, _path(request), request_id(request.scope))
+    logger.error("%s %s (request %s) failed", *where, exc_info=error)
     return problem(500, "internal", "the service failed to answer; what went wrong is in its log")
+
+
+def _path(request: Request[Any, Any, Any]) -> str:
+    """As the client wrote it: the decoded one may hold line breaks."""
+    return bytes(request.scope["raw_path"]).decode("latin-1")
 
 
 def _input_status(error: InputError) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 import pyarrow as pa
@@ -15,11 +16,15 @@ from litestar import Request, Response, get, post
 from litestar.response import Stream
 
 from api.answers import aggregation, continued
+from api.negotiation import wanted
 from api.parameters import Parameters, filters_of
 from api.ports import ApiSettings, Intake, Reader
 from api.problems import ProblemError, problem
 from api.replies import Replies
+from api.request_ids import request_id
+from api.streams import Streams
 from store.canonical import render_records, render_times
+from store.engine import Stop
 from store.errors import TooLargeError
 from store.outcomes import Reply
 
@@ -31,6 +36,10 @@ _AGGREGATION = {
     "startTime", "endTime", "type", "destinationId", "sourceId", "reference", "unit", "include", "asOf",
     "limit", "cursor",
 }  # fmt: skip
+_FORMATS = ("application/json",)
+_LOOKUPS = 2
+"""Threads for single records, which need not wait for those that aggregate."""
+
 _MAX_LIMIT = 1_000_000
 _SECTION = 64 << 10
 
@@ -42,9 +51,9 @@ class Records:
         self._intake = intake
         self._reader = reader
         self._settings = settings
-        self._queries = asyncio.Semaphore(settings.concurrent_queries)
+        self._streams = Streams(settings.concurrent_queries, settings.open_answers)
         self._replies = Replies()
-        self._threads = ThreadPoolExecutor(settings.concurrent_queries + 2, thread_name_prefix="query")
+        self._threads = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup")
 
     def handlers(self) -> list[Any]:
         """The route handlers."""
@@ -65,9 +74,9 @@ class Records:
             return await self.aggregate(request)
 
         @get("/records/{record_id:path}")
-        async def get_record(request: Request[Any, Any, Any], record_id: str) -> Response[bytes]:
+        async def get_record(request: Request[Any, Any, Any]) -> Response[bytes]:
             Parameters(request.scope["query_string"], ())
-            return await self.find(record_id.removeprefix("/"))
+            return await self.find(_record_id(request.scope["raw_path"]))
 
         return [post_records, get_record_by_query, get_aggregations, get_record]
 
@@ -89,7 +98,7 @@ class Records:
             headers.get("content-encoding"),
             atomic=atomic,
             dry_run=dry_run,
-            request_id=request.state.request_id,
+            request_id=request_id(request.scope),
         )
         if len(body) <= self._settings.inline_bytes:
             future = submit()
@@ -134,48 +143,31 @@ class Records:
         """Stream an aggregation; what is wrong with the question is answered before the first byte."""
         parameters = Parameters(request.scope["query_string"], _AGGREGATION)
         filters = continued(filters_of(parameters), parameters.one("cursor"))
-        include = parameters.choice("include", ("records", "totals")) or "records"
+        is_totals = parameters.choice("include", ("records", "totals")) == "totals"
+        include: Literal["records", "totals"] = "totals" if is_totals else "records"
         limit = parameters.whole("limit", 1, _MAX_LIMIT)
-        sections = self._streamed(self._pieces(filters, include, limit))
-        first = await anext(sections)
-        return Stream(_chained(first, sections), media_type="application/json")
+        media_type = wanted(request.headers.get("accept"), _FORMATS)
 
-    def _pieces(self, filters: Any, include: Any, limit: int | None) -> Iterator[bytes]:
-        """The answer in sections that are worth a write."""
-        with self._reader.snapshot() as snapshot:
-            section = bytearray()
-            for piece in aggregation(self._reader.engine, snapshot, filters, include, limit):
-                section += piece
-                if len(section) >= _SECTION:
-                    yield bytes(section)
-                    section.clear()
-            yield bytes(section)
+        def pieces(stop: Stop) -> Generator[bytes, None, None]:
+            """The answer in sections that are worth a write."""
+            with self._reader.snapshot() as snapshot:
+                section = bytearray()
+                for piece in aggregation(self._reader.engine, snapshot, filters, include, limit, stop):
+                    section += piece
+                    if len(section) >= _SECTION:
+                        yield bytes(section)
+                        section.clear()
+                yield bytes(section)
 
-    async def _streamed(self, pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
-        """The sections, made in a thread; the query ends with the answer, or with a client that goes away."""
-        loop = asyncio.get_running_loop()
-        under_way: asyncio.Future[bytes | None] | None = None
-        await self._queries.acquire()
-        try:
-            while True:
-                under_way = loop.run_in_executor(self._threads, next, pieces, None)
-                section = await asyncio.shield(under_way)
-                if section is None:
-                    return
-                yield section
-        finally:
-            self._queries.release()
-            if under_way is None or under_way.done():
-                loop.run_in_executor(self._threads, pieces.close)  # type: ignore[attr-defined]
-            else:
-                under_way.add_done_callback(lambda _: pieces.close())  # type: ignore[attr-defined]
+        return Stream(await self._streams.opened(request, pieces), media_type=media_type)
 
 
-async def _chained(first: bytes, sections: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """All sections. `sections` has begun, so it is closed (and frees its query) even if this one never begins."""
-    yield first
-    async for section in sections:
-        yield section
+def _record_id(raw_path: bytes) -> str:
+    """The id in a path as it was sent: the framework's parameter has lost doubled and trailing slashes."""
+    try:
+        return unquote_to_bytes(raw_path.partition(b"?")[0].removeprefix(b"/records/")).decode()
+    except UnicodeDecodeError:
+        raise ProblemError(400, "bad_request", "the path is no UTF-8") from None
 
 
 def _too_large(limit: int) -> TooLargeError:
@@ -209,5 +201,5 @@ def _batch(reply: Reply) -> Response[bytes]:
     if not reply.atomic_refused:
         return Response(msgspec.json.encode(reply.answer), status_code=200, media_type="application/json")
     answer = reply.answer
-    detail = f"{answer.conflict} conflicts and {answer.rejected} rejected records: nothing of the batch was stored"
+    detail = f"nothing of the batch was stored; conflicts: {answer.conflict}, rejected: {answer.rejected}"
     return problem(422, "atomic_refused", detail, **msgspec.to_builtins(answer))

@@ -157,7 +157,7 @@ def schema_handlers() -> list[Any]:
 
     @get("/schema")
     async def browse() -> Response[bytes]:
-        return Response(page, media_type="text/html; charset=utf-8")
+        return Response(page, media_type="text/html")
 
     return [openapi, browse]
 

@@ -40,7 +40,7 @@ _COMMITTED_EVERY_S = 0.5
 
 @dataclass(frozen=True)
 class CommitterSettings:
-    """Bounds of the committer; rows are records."""
+    """Bounds of the committer; rows are records, valid or not."""
 
     queue_batches: int = 4_096
     queue_rows: int = 1_000_000
@@ -129,8 +129,7 @@ class Committer:
 
         A piece of a file waits here for its turn; a request is refused with `QueueFullError` when too much waits.
         """
-        job = _Job(batch, pieces=deque(map(self._piece, batch.chunks)))
-        job.rows = Part(batch, tuple(job.pieces)).records
+        job = _Job(batch, rows=1 if batch.record is not None else sum(chunk.received for chunk in batch.chunks))
         if batch.atomic and job.rows > self._settings.atomic_rows:
             raise TooLargeError(
                 f"an atomic batch may hold {self._settings.atomic_rows} records, this one holds {job.rows}: "
@@ -138,14 +137,15 @@ class Committer:
             )
         with self._wakeup:
             if job.bulk:
-                self._wakeup.wait_for(lambda: self._stopping or self._has_bulk_room(job.rows))
-            if self._stopping or self._store.failure is not None:
+                self._wakeup.wait_for(lambda: self._is_ending or self._has_bulk_room(job.rows))
+            if self._is_ending:
                 raise StoppingError("the service is stopping: send the batch again when it is back")
             if not job.bulk and (
                 len(self._requests) >= self._settings.queue_batches
                 or (self._requests and self._queued_rows + job.rows > self._settings.queue_rows)
             ):
                 raise QueueFullError("too many batches wait to be committed: try again in a second")
+            job.pieces.extend(map(self._piece, batch.chunks))
             (self._bulk if job.bulk else self._requests).append(job)
             if not job.bulk:
                 self._queued_rows += job.rows
@@ -157,6 +157,11 @@ class Committer:
         if chunk.records.num_rows < _SMALL_ROWS:
             return Piece(chunk, None)
         return Piece(chunk, self._preparing.submit(prepared, chunk.records, self._store.hasher))
+
+    @property
+    def _is_ending(self) -> bool:
+        """Whether nothing more is taken, so that nothing may wait for it."""
+        return self._stopping or self._store.failure is not None
 
     def _has_bulk_room(self, rows: int) -> bool:
         settings = self._settings
@@ -177,15 +182,35 @@ class Committer:
             self._closed[path] = None
 
     def run_once(self, timeout_s: float) -> bool:
-        """Wait for work, and make one commit of it. False where nothing came or nothing waits and it is stopping."""
+        """Wait for work, and make one commit of it. False where nothing came, or nothing of it could be committed."""
         jobs, closed = self._take(timeout_s)
-        if jobs and jobs[0].exclusive:
-            self._decide_alone(jobs[0], closed)
-        elif jobs or closed:
-            self._commit(jobs, closed)
-        return bool(jobs or closed)
+        try:
+            if jobs and jobs[0].exclusive:
+                self._decide_alone(jobs[0], closed)
+            elif jobs or closed:
+                return self._commit(jobs, closed) or bool(jobs)
+        except BaseException as error:
+            self._give_up(jobs, error)
+            raise
+        return bool(jobs)
+
+    def _give_up(self, jobs: list[_Job], error: BaseException) -> None:
+        """Nobody may wait for a committer that has failed."""
+        self._store.failure = self._store.failure or error
+        with self._wakeup:
+            left = [job for job in (*jobs, *self._requests, *self._bulk) if not job.future.done()]
+            self._requests.clear()
+            self._bulk.clear()
+            self._wakeup.notify_all()
+        self._refuse(left, StoppingError(f"the committer failed ({error}): its last outcome is known after a restart"))
 
     def _run(self) -> None:
+        try:
+            self._run_until_stopped()
+        except Exception:
+            logger.critical("the committer failed, the service must be started again", exc_info=True)
+
+    def _run_until_stopped(self) -> None:
         written = 0.0
         while True:
             worked = self.run_once(_COMMITTED_EVERY_S / 2)
@@ -224,10 +249,10 @@ class Committer:
         return jobs, closed
 
     def _bulk_ready(self) -> bool:
-        """Whether a piece of a file may be committed now; with the service stopping it must not wait for a flush."""
+        """Whether a piece of a file may be committed now; it must not wait for a flush that may never come."""
         settings, store = self._settings, self._store
         has_room = store.hot_rows < settings.hot_rows_soft and store.hot_bytes < settings.hot_bytes_soft
-        return bool(self._bulk) and (has_room or self._stopping)
+        return bool(self._bulk) and (has_room or self._is_ending)
 
     def _decide_alone(self, job: _Job, closed: tuple[str, ...]) -> None:
         """An atomic batch or a dry run: decided as a whole before anything is written."""
@@ -250,12 +275,17 @@ class Committer:
             return
         self._commit([job], closed)
 
-    def _commit(self, jobs: list[_Job], closed: tuple[str, ...]) -> None:
-        """One commit of the next part of each job; jobs with more go back to the front of the queue."""
+    def _commit(self, jobs: list[_Job], closed: tuple[str, ...]) -> bool:
+        """One commit of the next part of each job; jobs with more go back to the front of the queue.
+
+        False where there was none, and the jobs have their errors.
+        """
         store, settings = self._store, self._settings
-        if not store.wait_for_room(settings.hot_rows_hard, settings.hot_bytes_hard, timeout_s=10.0):
+        if store.failure is None and not store.wait_for_room(
+            settings.hot_rows_hard, settings.hot_bytes_hard, timeout_s=10.0
+        ):
             self._refuse(jobs, QueueFullError("records wait to be put into Parquet: try again later", retry_after_s=5))
-            return
+            return False
         jobs = self._following(jobs)
         parts = [Part(job.batch, _next_pieces(job, settings.commit_rows)) for job in jobs]
         first_seq = store.seq + 1
@@ -276,16 +306,18 @@ class Committer:
             store.commit(plan.commit)
         except OncelakeError as error:
             self._refuse(jobs, error)
-            return
+            return False
         except Exception as error:
             logger.exception("a commit could not be prepared")
             if len(jobs) > 1:  # a failure in preparing one batch fails only that one
+                if closed:  # before a file of the same name that is among the jobs
+                    self._commit([], closed)
                 for job, part in zip(jobs, parts, strict=True):
                     job.pieces.extendleft(reversed(part.pieces))
                     self._commit([job], ())
             else:
                 self._refuse(jobs, error)
-            return
+            return False
         with self._wakeup:
             for path in closed:
                 self._closed.pop(path, None)
@@ -299,10 +331,11 @@ class Committer:
         if again:
             with self._wakeup:
                 for job in reversed(again):
-                    job.rows = Part(job.batch, tuple(job.pieces)).records
+                    job.rows = sum(piece.chunk.received for piece in job.pieces)
                     (self._bulk if job.bulk else self._requests).appendleft(job)
                     self._queued_rows += 0 if job.bulk else job.rows
         self._on_commit()
+        return True
 
     def _following(self, jobs: list[_Job]) -> list[_Job]:
         """The jobs without pieces of files that do not follow what is committed: one before them has failed."""
@@ -330,9 +363,9 @@ def _next_pieces(job: _Job, rows: int) -> tuple[Piece, ...]:
     """Take pieces of a job up to a number of rows, at least one; all of an atomic one."""
     taken: list[Piece] = []
     count = 0
-    while job.pieces and (job.batch.atomic or not taken or count + job.pieces[0].chunk.records.num_rows <= rows):
+    while job.pieces and (job.batch.atomic or not taken or count + job.pieces[0].chunk.received <= rows):
         taken.append(job.pieces.popleft())
-        count += taken[-1].chunk.records.num_rows
+        count += taken[-1].chunk.received
     return tuple(taken)
 
 

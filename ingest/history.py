@@ -7,8 +7,10 @@ computed in columns; those with several units one by one, in time proportional t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal, localcontext
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,10 +56,11 @@ def previous_texts(rows: pa.Table, hi: U64, lo: U64, find: Find) -> pa.Array:
         written = np.flatnonzero(chosen)
         place[order[written]] = np.arange(1, len(written) + 1)
         place[order[np.flatnonzero(first_of_all)]] = 0
-    for group in np.flatnonzero(several).tolist():
-        members = order[starts[group] : starts[group] + sizes[group]]
+    groups = np.flatnonzero(several)
+    if len(groups):
+        members = order[several[group_of_row]]
         base = sum(len(text) for text in texts)
-        texts.append(pa.array(_one_by_one(rows, members, known, np.flatnonzero(positions == group)), pa.string()))
+        texts.append(pa.array(_one_by_one(rows, members, sizes[groups], groups, positions, known), pa.string()))
         place[members] = np.arange(base, base + len(members))
     return pa.concat_arrays(texts).take(pa.array(place))
 
@@ -141,29 +144,41 @@ def _before(values: I64, rank: I64, extreme: np.ufunc, nothing: int) -> I64:
     return shifted
 
 
-def _one_by_one(rows: pa.Table, members: I64, known: pa.RecordBatch, history: I64) -> list[str]:
-    """The texts of one key with several units, row after row. Sums have more digits than Python's default context."""
-    with localcontext(prec=60):
-        return _summed_one_by_one(rows, members, known, history)
+def _one_by_one(
+    rows: pa.Table, members: I64, sizes: I64, groups: I64, positions: I64, known: pa.RecordBatch
+) -> list[str]:
+    """The texts of these rows (group after group, several units each), row after row."""
+    mine = np.flatnonzero(np.isin(positions, groups))
+    history: dict[int, list[tuple[str, int, Decimal, Decimal, int, int, int]]] = {}
+    for group, row in zip(positions[mine].tolist(), _tuples(known.take(pa.array(mine)), _HISTORY), strict=True):
+        history.setdefault(group, []).append(row)
+    taken = rows.take(pa.array(members))
+    taken = taken.set_column(taken.schema.get_field_index("time"), "time", taken.column("time").cast(pa.int64()))
+    new = _tuples(taken, ("seq", "time", "type", "value", "unit"))
+    texts: list[str] = []
+    with localcontext(prec=60):  # sums have more digits than Python's default context
+        for group, size in zip(groups.tolist(), sizes.tolist(), strict=True):
+            texts.extend(_of_one_key(history.get(group, []), islice(new, size)))
+    return texts
 
 
-def _summed_one_by_one(rows: pa.Table, members: I64, known: pa.RecordBatch, history: I64) -> list[str]:
+_HISTORY = ("unit", "count", "positive", "negative", "first", "last", "lastSeq")
+
+
+def _tuples(table: pa.Table | pa.RecordBatch, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    return zip(*(table.column(name).to_pylist() for name in names), strict=True)
+
+
+def _of_one_key(history: Iterable[tuple[Any, ...]], new: Iterable[tuple[Any, ...]]) -> Iterator[str]:
+    """The `previous` of each new row of one key."""
     totals: dict[str, list[Decimal | int]] = {}
     first, last, last_seq = _LATEST, _EARLIEST, 0
-    for row in known.take(pa.array(history)).to_pylist():
-        totals[row["unit"]] = [row["count"], row["positive"], row["negative"]]
-        first, last = min(first, row["first"]), max(last, row["last"])
-        last_seq = max(last_seq, row["lastSeq"])
-    taken = rows.take(pa.array(members))
-    times = taken.column("time").cast(pa.int64()).to_pylist()
-    texts = []
-    for seq, time, type_, value, unit in zip(
-        taken.column("seq").to_pylist(), times, *(taken.column(name).to_pylist() for name in ("type", "value", "unit")),
-        strict=True,
-    ):  # fmt: skip
-        texts.append(previous_of_many_units(totals, first, last, last_seq) if totals else NO_PREVIOUS)
+    for unit, count, positive, negative, earliest, latest, seq in history:
+        totals[unit] = [count, positive, negative]
+        first, last, last_seq = min(first, earliest), max(last, latest), max(last_seq, seq)
+    for seq, time, type_, value, unit in new:
+        yield previous_of_many_units(totals, first, last, last_seq) if totals else NO_PREVIOUS
         total = totals.setdefault(unit, [0, Decimal(0), Decimal(0)])
         total[0] += 1
         total[1 if type_ == "positive" else 2] += value
         first, last, last_seq = min(first, time), max(last, time), seq
-    return texts

@@ -6,11 +6,12 @@ A file is taken when no process holds it open for writing, which a read lease te
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import logging
 import os
+import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -69,6 +70,7 @@ class Inbox:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
         self.problem: str | None = None
+        self._trouble: str | None = None
         self.waiting = 0
         for name in ("inbox", "processed", "failed"):
             disk.make_directory(settings.root / name)
@@ -96,6 +98,7 @@ class Inbox:
 
     def run_once(self) -> int:
         """One scan: take every file that is ready, and see it to its receipt. Returns how many were finished."""
+        self._trouble = None
         self.finish_left()
         pending: deque[FileSubmission] = deque()
         finished = 0
@@ -103,15 +106,28 @@ class Inbox:
         for path in ready:
             if self._stop.is_set():
                 break
+            name = str(path.relative_to(self._inbox))
             try:
-                name = str(path.relative_to(self._inbox))
                 pending.append(submit_file(self._committer, path, name, self._rules, self._limits, self._now_us()))
             except FileNotFoundError:
                 continue  # taken back by its source
+            except StoppingError:
+                self._stop.set()
+                break
+            except Exception as error:  # noqa: BLE001  (logged; it must not keep the others waiting)
+                self._waits(name, error)
+                continue
             if len(pending) >= 2 * _IN_FLIGHT:
                 finished += self._settle(pending, at_least=_IN_FLIGHT)
             self.waiting -= 1
-        return finished + self._settle(pending, at_least=len(pending))
+        finished += self._settle(pending, at_least=len(pending))
+        self.problem = self._trouble
+        return finished
+
+    def _waits(self, name: str, error: Exception) -> None:
+        """A file stays in the inbox and is tried again at the next scan."""
+        self._trouble = f"{name}: {error}"
+        logger.warning("%s waits: %s", name, error, exc_info=not isinstance(error, TransientError | OSError))
 
     def _settle(self, pending: deque[FileSubmission], at_least: int) -> int:
         """Finish the oldest `at_least` files together, waiting for their commits."""
@@ -122,16 +138,12 @@ class Inbox:
                 states.append((submission.wait(self._committer), submission.seen))
             except StoppingError:
                 continue
-            except TransientError as error:
-                self.problem = str(error)
-                logger.warning("%s waits: %s", submission.name, error)
-                continue
-            self.problem = None
-        self._finish(states)
-        return len(states)
+            except Exception as error:  # noqa: BLE001  (logged)
+                self._waits(submission.name, error)
+        return self._finish(states)
 
-    def _finish(self, states: list[tuple[InputState, os.stat_result | None]]) -> None:
-        """Move files, write receipts, sync the directories once, and only then forget the inputs."""
+    def _finish(self, states: list[tuple[InputState, os.stat_result | None]]) -> int:
+        """Move files, write receipts, sync the directories once, and only then forget the inputs. Returns how many."""
         directories: set[Path] = set()
         finished = []
         for state, seen in states:
@@ -140,6 +152,9 @@ class Inbox:
                 target = finish(self._disk, self._inbox, root, state, self._now_us(), seen)
             except FileNotFoundError:
                 logger.warning("%s was taken out of the inbox before its receipt was written", state.path)
+            except OSError as error:
+                self._waits(state.path, error)
+                continue
             else:
                 directories |= {target.parent, (self._inbox / state.path).parent}
             finished.append(state.path)
@@ -149,6 +164,7 @@ class Inbox:
                 self._disk.sync_directory(directory)
         for path in finished:
             self._committer.close_input(path)
+        return len(finished)
 
     def _ready(self) -> tuple[list[Path], int]:
         """The files that can be taken, oldest first, and how many there are in all."""
@@ -164,10 +180,15 @@ class Inbox:
             printable = os.fsencode(path.relative_to(self._inbox)).decode("utf-8", "backslashreplace")
             target = self._inbox / printable
             if target != path:
-                self._disk.make_directory(target.parent)
-                with contextlib.suppress(FileExistsError, FileNotFoundError):
+                try:
+                    self._disk.make_directory(target.parent)
                     self._disk.move_new(path, target)
-                    yield target, time_ns
+                except (FileExistsError, FileNotFoundError):
+                    continue
+                except OSError as error:
+                    self._waits(printable, error)
+                    continue
+                yield target, time_ns
                 continue
             yield path, time_ns
 
@@ -180,6 +201,10 @@ class Inbox:
         except OSError:
             return False
         try:
+            if sys.platform != "linux":
+                return self._has_rested(path, os.fstat(handle))
+            # Whoever opens the file in between is told by a signal to us: by default SIGIO, which kills the process.
+            fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
             fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_RDLCK)
             fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
         except OSError as error:
@@ -199,18 +224,22 @@ class Inbox:
 
     def _run(self) -> None:
         wait_ms = int(self._settings.rescan_s * 1000)
-        changes = watch(
-            self._inbox,
-            stop_event=self._stop,
-            debounce=50,
-            step=10,
-            rust_timeout=min(wait_ms, 500),
-            yield_on_timeout=True,
-            raise_interrupt=False,
-            watch_filter=None,
-        )
         self._scan()
-        for _ in changes:
+        try:
+            for _ in watch(
+                self._inbox,
+                stop_event=self._stop,
+                debounce=50,
+                step=10,
+                rust_timeout=min(wait_ms, 500),
+                yield_on_timeout=True,
+                raise_interrupt=False,
+                watch_filter=None,
+            ):
+                self._scan()
+        except Exception:  # no inotify watches left, for one
+            logger.warning("no events come from %s, it is only scanned", self._inbox, exc_info=True)
+        while not self._stop.wait(self._settings.rescan_s):
             self._scan()
 
     def _scan(self) -> None:
@@ -218,8 +247,6 @@ class Inbox:
         try:
             while not self._stop.is_set() and self.run_once():
                 pass
-        except StoppingError:
-            self._stop.set()
         except Exception as error:
             self.problem = f"the inbox could not be read: {error}"
             logger.exception("the inbox could not be read, it is tried again")
@@ -233,7 +260,10 @@ def _candidates(directory: Path) -> Iterator[tuple[Path, int]]:
             if entry.name.startswith(".") or entry.name.endswith((".tmp", ".part")):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                yield from _candidates(Path(entry.path))
+                try:
+                    yield from _candidates(Path(entry.path))
+                except OSError as error:
+                    logger.warning("%s is passed over: %s", entry.path, error)
                 continue
             try:
                 yield Path(entry.path), entry.stat(follow_symlinks=False).st_mtime_ns

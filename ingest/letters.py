@@ -7,6 +7,7 @@ file. The original record is text as it was received, or base64 where it is no U
 from __future__ import annotations
 
 import base64
+import codecs
 from typing import Literal
 
 import msgspec
@@ -78,7 +79,8 @@ class Letters:
         truncated = len(kept) < len(located.original)
         encoding: Literal["utf-8", "base64"] = "utf-8"
         try:
-            text = kept.decode("utf-8", "strict")
+            # not the last of it: a character that the cap has cut is left out
+            text, _ = codecs.utf_8_decode(kept, "strict", not truncated)
         except UnicodeDecodeError:
             text, encoding = base64.b64encode(kept).decode("ascii"), "base64"
         letter = _Letter(

@@ -54,6 +54,11 @@ class Part:
         """Valid records."""
         return 1 if self.batch.record is not None else sum(piece.chunk.records.num_rows for piece in self.pieces)
 
+    @property
+    def received(self) -> int:
+        """Records, valid or not."""
+        return 1 if self.batch.record is not None else sum(piece.chunk.received for piece in self.pieces)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -193,7 +198,7 @@ def result_of(part: Part, what: Decided, index: int, letters: Letters | None = N
     problems.sort(key=lambda problem: problem.index)
     accepted = seqs[status == ACCEPTED]
     answer = Answer(
-        received=1 if batch.record is not None else sum(piece.chunk.received for piece in part.pieces),
+        received=part.received,
         accepted=int(counts[ACCEPTED]),
         duplicate=int(counts[DUPLICATE]),
         conflict=int(counts[CONFLICT]),

@@ -20,6 +20,10 @@ __all__ = ["RECEIPT_SUFFIX", "finish", "receipt_of", "sha256_of"]
 RECEIPT_SUFFIX = ".receipt.json"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COMPRESSED = {".gz", ".zst"}
+_NAME_BYTES = 255 - len(f".{RECEIPT_SUFFIX}.tmp")
+"""File systems take names of 255 bytes; the receipt is staged beside the file under a longer one."""
+
+_ENDING_BYTES = 32
 
 
 def sha256_of(path: Path) -> tuple[int, str]:
@@ -62,7 +66,7 @@ def finish(
     if target is None:
         if not _is_same(source, state, seen):
             raise FileNotFoundError(source)
-        for target in _names(target_root / state.path):
+        for target in _targets(target_root, state.path):
             if _is_free(target):
                 disk.make_directory(target.parent)
                 try:
@@ -104,7 +108,7 @@ def _is_free(target: Path) -> bool:
 
 def _moved_before(root: Path, state: InputState) -> Path | None:
     """Where the file went before a crash: with a receipt of just this input, or still without one."""
-    for target in _names(root / state.path):
+    for target in _targets(root, state.path):
         if receipt_path(target).exists():
             if _is_receipt_of(receipt_path(target), state):
                 return target
@@ -123,14 +127,30 @@ def _is_receipt_of(path: Path, state: InputState) -> bool:
     return (found.get("sha256"), found.get("startedAt")) == (state.sha256, _canonical(state.started_at_us))
 
 
-def _names(target: Path) -> Iterator[Path]:
-    """`name.ext`, `name.2.ext`, `name.3.ext` …; a compression ending stays with the format's."""
-    yield target
-    endings = target.suffixes[-2:] if target.suffix in _COMPRESSED else target.suffixes[-1:]
+def _targets(root: Path, name: str) -> Iterator[Path]:
+    """The places for a file of the inbox; a folder of it that is a file here gets another name like a file does."""
+    *folders, last = Path(name).parts
+    directory = root
+    for folder in folders:
+        directory = next(path for path in _names(directory, folder) if path.is_dir() or not os.path.lexists(path))
+    return _names(directory, last)
+
+
+def _names(directory: Path, name: str) -> Iterator[Path]:
+    """`name.ext`, `name.2.ext`, `name.3.ext` …; a compression ending stays with the format's.
+
+    A name that leaves no room for that of its receipt is cut.
+    """
+    path = Path(name)
+    endings = path.suffixes[-2:] if path.suffix in _COMPRESSED else path.suffixes[-1:]
     ending = "".join(endings)
-    stem = target.name[: len(target.name) - len(ending)] if ending else target.name
-    for number in count(2):
-        yield target.with_name(f"{stem}.{number}{ending}")
+    if len(os.fsencode(ending)) > _ENDING_BYTES:
+        ending = ""
+    stem = name.removesuffix(ending)
+    for number in count(1):
+        rest = f".{number}{ending}" if number > 1 else ending
+        room = _NAME_BYTES - len(os.fsencode(rest))
+        yield directory / (os.fsencode(stem)[:room].decode("utf-8", "ignore") + rest)
 
 
 def _canonical(us: int) -> str:

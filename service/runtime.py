@@ -25,6 +25,9 @@ __all__ = ["Lake", "Reader"]
 
 logger = logging.getLogger("oncelake.service")
 
+_GRACE_S = 5.0
+"""At a stop, for the files under way to be finished; the next start goes on with the others."""
+
 
 class Reader:
     """What the API reads from (`api.ports.Reader`)."""
@@ -91,8 +94,9 @@ class Lake:
 
     def stop(self) -> None:
         """Take nothing more, commit and flush what is here, and give the directory free."""
-        self.inbox.stop()
+        self.inbox.stop(_GRACE_S)
         self.committer.stop()
+        self.inbox.stop()  # what it waited for, where no flush made room, has its answer now
         if self.store.failure is None:
             self.flusher.stop()
         self.store.close()

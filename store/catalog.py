@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from store.errors import TransientError
+
 __all__ = ["Catalog", "CatalogDamagedError", "FileRow", "Intent", "Move", "RunRow"]
 
 _SCHEMA = """
@@ -29,6 +31,9 @@ CREATE TABLE IF NOT EXISTS runs (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS intents (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL);
 """
+
+_NOT_DAMAGE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM}
+"""Reasons for which a catalog that is whole cannot be opened: making it anew reads every record."""
 
 
 class CatalogDamagedError(Exception):
@@ -92,13 +97,20 @@ class Catalog:
         self.path = path
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise CatalogDamagedError(f"{path}: {error}") from error
+        try:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute(f"PRAGMA synchronous = {'FULL' if fsync else 'OFF'}")
             self._db.executescript(_SCHEMA)
             check = self._db.execute("PRAGMA quick_check").fetchone()[0]
         except sqlite3.DatabaseError as error:
+            self._db.close()
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_DAMAGE:
+                raise TransientError(f"{path} cannot be opened now: {error}") from error
             raise CatalogDamagedError(f"{path}: {error}") from error
         if check != "ok":
+            self._db.close()
             raise CatalogDamagedError(f"{path}: {check}")
 
     def read(self) -> tuple[_Meta | None, list[FileRow], list[RunRow], list[Intent]]:
@@ -161,10 +173,11 @@ class Catalog:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # SQLite has rolled back by itself where the disk is full
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
 
 def _values(row: msgspec.Struct) -> tuple[object, ...]:

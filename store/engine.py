@@ -25,7 +25,7 @@ from store.spool import spooled
 
 __all__ = ["Engine", "Stop", "as_tables"]
 
-_BATCH_ROWS = 16_384
+_BATCH_ROWS = 8_192
 
 _SMALL_ROWS = 200_000
 """A question that reads no more rows than this is a small one: sorting them fits into the memory below."""

@@ -136,17 +136,26 @@ class Appender:
         self.path = path
         self.length = length
         self._disk = disk
-        new = not path.exists()
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        if new:
-            disk.sync_directory(path.parent)
+        if length == 0:  # new, or left by an attempt that may have failed before its name was durable
+            try:
+                disk.sync_directory(path.parent)
+            except BaseException:
+                os.close(self._handle)
+                raise
 
     def append(self, data: Buffer) -> None:
-        """Write at the end. On any error what was written of it is cut off again before the error passes."""
+        """Write at the end. On any error what was written of it is cut off again before the error passes.
+
+        Where even that fails the file ends in bytes that must not be followed by others: `EIO`, whatever it was.
+        """
         try:
             _write_all(self._handle, data)
-        except BaseException:
-            self.cut(self.length)
+        except BaseException as error:
+            try:
+                self.cut(self.length)
+            except OSError as second:
+                raise OSError(errno.EIO, f"{self.path} could not be cut back after {error}: {second}") from second
             raise
         self.length += len(data)
 

@@ -6,6 +6,7 @@ crash leaves half done is rolled forward from the intent (`move_into_place`), be
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,13 +106,19 @@ def merge_tier(
     name = f"internal/{kind}/{Path(newest).stem.split('.')[0]}.{len(chosen)}-{sum(row.rows for row in chosen)}.arrow"
     staged = root / STAGING / Path(name).name
     runs = [map_run(root / row.name, row.name) for row in chosen]
-    merged = write_run(disk, staged, kind, name, runs, seqs)
-    disk.rename(staged, root / name)
+    try:
+        merged = write_run(disk, staged, kind, name, runs, seqs)
+        disk.rename(staged, root / name)
+    except OSError:
+        with contextlib.suppress(OSError):
+            disk.remove(staged)
+        raise
     disk.sync_directory((root / name).parent)
     gone = [row.name for row in chosen]
     catalog.exchange_runs(gone, merged)
     for old in gone:
-        disk.remove(root / old)  # a mapping keeps the bytes for whoever still reads them
+        with contextlib.suppress(OSError):  # nothing names it any more, and the next start removes it
+            disk.remove(root / old)  # a mapping keeps the bytes for whoever still reads them
     return gone, map_run(root / name, name), merged
 
 

@@ -14,6 +14,7 @@ is corruption, and `read_journal` raises.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -22,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from store.errors import CorruptionError
-from store.files import Appender, Disk
+from store.files import Appender, Disk, is_disk_full
 from store.outcomes import Answer
 
 __all__ = [
@@ -232,6 +233,7 @@ class Journal:
         self._disk = disk
         self._directory = directory
         self.last = (contents.frames[-1].number, contents.digest)
+        self._written = self.last
         self._file: Appender = disk.appender(contents.path, contents.length)
         if contents.tail:
             self._file.cut(contents.length)
@@ -246,7 +248,7 @@ class Journal:
 
     @property
     def number(self) -> int:
-        """The number of the last frame (`last` is its number and digest)."""
+        """The number of the last frame that is durable (`last` is its number and digest)."""
         return self.last[0]
 
     @property
@@ -258,23 +260,44 @@ class Journal:
         """Append one frame. An `OSError` leaves the journal as it was."""
         data, digest = _framed(frame, self.last[1])
         self._file.append(data)
-        self.last = (frame.number, digest)
+        self._written = (frame.number, digest)
 
     def sync(self) -> None:
-        """Make the frame durable: this is the commit. An `OSError` is final, nobody knows what is kept."""
-        self._file.sync()
+        """Make the frame durable: this is the commit. An `OSError` is final, nobody knows what is kept.
 
-    def rotate(self, frame: Frame) -> None:
-        """Begin a new file with a checkpoint frame and remove the files before it."""
+        `last` follows only now, because the flusher puts it into the catalog, and a catalog that names a frame which
+        a power cut took away looks like a journal that lost its end.
+        """
+        self._file.sync()
+        self.last = self._written
+
+    def rotate(self, frame: Frame) -> bool:
+        """Begin a new file with a checkpoint frame and remove the files before it.
+
+        False where there is no room for it: the old file goes on. Any other `OSError` is final, because a new file
+        that has its name already is the one that counts after a restart.
+        """
         data, digest = _framed(frame, self.last[1])
         path = self._directory / _name(frame.number)
-        self._disk.replace(path, data)
+        staged = path.with_name(f".{path.name}.tmp")
+        try:
+            self._disk.write(staged, data)
+            self._disk.rename(staged, path)
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            with contextlib.suppress(OSError):
+                self._disk.remove(staged)
+            return False
+        self._disk.sync_directory(self._directory)
         self._file.close()
         self._file = self._disk.appender(path, len(data))
-        self.last = (frame.number, digest)
+        self.last = self._written = (frame.number, digest)
         for old in sorted(self._directory.glob("*.journal")):
             if old.name < path.name:
-                self._disk.remove(old)
+                with contextlib.suppress(OSError):  # only the newest file counts, and the next rotation tries again
+                    self._disk.remove(old)
+        return True
 
     def close(self) -> None:
         """Close the file."""

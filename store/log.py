@@ -80,11 +80,18 @@ class Log:
             self._open.sync()
 
     def undo(self) -> None:
-        """Cut off what the last `append` wrote: its commit did not happen."""
+        """Cut off what the last `append` wrote: its commit did not happen.
+
+        A segment that was begun for it goes away, because the next commit may have another first seq.
+        """
         if self._before is not None and self._open is not None:
             length, self._hasher = self._before
             self._open.cut(length)
             self._before = None
+            if length == 0:
+                path = self._open.path
+                self.close()
+                self._disk.remove(path)
 
     def done(self) -> None:
         """The last append is committed and cannot be undone."""

@@ -6,6 +6,7 @@ not away. Committed bytes that are missing or changed stop the start with a mess
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,10 +151,13 @@ def open_catalog(disk: Disk, root: Path, hasher: Hasher, contents: JournalConten
     path = root / "internal" / "catalog.sqlite"
     state: CatalogState | None = None
     fresh = not path.exists()
+    catalog: Catalog | None = None
     try:
         catalog = Catalog(path, fsync=disk.fsync)
         state = _fitting(disk, root, catalog, contents)
     except CatalogDamagedError as error:
+        if catalog is not None:
+            catalog.close()
         if not (fresh and contents.frames[-1].last_seq == 0):
             logger.error("the catalog is made anew from the journal and the Parquet files: %s", error)
     if state is not None:
@@ -218,8 +222,9 @@ def _made_anew(disk: Disk, root: Path, hasher: Hasher, catalog: Catalog, content
     flushes: dict[tuple[int, int], list[FileRow]] = {}
     staged: dict[tuple[int, int], list[tuple[Path, int]]] = {}
     for path in sorted((root / STAGING).glob("*.parquet")):
-        if (found := _flush_of(path)) is not None:
-            staged.setdefault(found, []).append((path, _day_of(path)))
+        with contextlib.suppress(CorruptionError):  # cut off while it was written: nothing of its flush has a name
+            if (found := _flush_of(path)) is not None:
+                staged.setdefault(found, []).append((path, _day_of(path)))
     for path in sorted(root.glob("records/**/*.parquet")):
         name = str(path.relative_to(root))
         found = _flush_of(path)

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 __all__ = ["spooled"]
 
-_MEMORY_BYTES = 4 << 20
+_MEMORY_BYTES = 1 << 20
 """An answer up to this size never sees the disk."""
 
 

@@ -90,8 +90,9 @@ class Store:
         self._lock = Lock(self.root / "lock")
         self._exchange = threading.Lock()
         self._room = threading.Condition(self._exchange)
-        self.failure: OncelakeError | OSError | None = None
+        self.failure: BaseException | None = None
         self._committed_written = -1
+        self._folded_bytes = 0
         self._intent: Intent | None = None
         try:
             identity = load_identity(self.root, self.disk)
@@ -265,15 +266,22 @@ class Store:
             self._journal.sync()
         except OSError as error:
             raise self._failed(error) from error
+        try:
+            self._apply(frame, commit.committed, touched)
+            if self._journal.length > max(_JOURNAL_BYTES, 2 * self._folded_bytes):
+                self._fold_journal()
+        except BaseException as error:  # it is durable: whoever tried it again would commit it twice
+            raise self._failed(error) from error
+
+    def _apply(self, frame: Frame, committed: Committed | None, touched: list[Log]) -> None:
+        """What is durable becomes visible."""
         for log in touched:
             log.done()
         self.state.apply(frame)
         with self._exchange:
             view = self._view
-            active = view.active.added(commit.committed) if commit.committed else view.active
+            active = view.active.added(committed) if committed else view.active
             self._view = replace(view, seq=frame.last_seq, active=active)
-        if self._journal.length > _JOURNAL_BYTES:
-            self._fold_journal()
 
     def _fold_journal(self) -> None:
         """Begin a new journal file with everything that is still needed. Without room for it the old one goes on."""
@@ -284,11 +292,8 @@ class Store:
             self.state.processed_at,
             checkpoint=self.state.checkpoint(),
         )
-        try:
-            self._journal.rotate(frame)
-        except OSError as error:
-            if not is_disk_full(error):
-                raise self._failed(error) from error
+        if self._journal.rotate(frame):
+            self._folded_bytes = self._journal.length
 
     def _undone(self, touched: list[Log], error: BaseException) -> BaseException:
         """Take back lines that were written and not yet committed; the error to raise."""
@@ -303,7 +308,7 @@ class Store:
             return DiskFullError(f"no room on the device of {self.root}: nothing was stored, make room and try again")
         return self._failed(error)
 
-    def _failed(self, error: OSError) -> OncelakeError:
+    def _failed(self, error: BaseException) -> OncelakeError:
         logger.critical("a write of the store failed, it must be started again: %s", error)
         self.failure = error
         return StoppingError(f"a write to {self.root} failed ({error}): the outcome is known after a restart")
@@ -361,10 +366,18 @@ class Store:
         return frozen.rows
 
     def merge_once(self) -> bool:
-        """Merge one tier of runs, if one is full. Returns whether there was one."""
+        """Merge one tier of runs, if one is full. Returns whether there was one.
+
+        `DiskFullError`: everything is as it was, and it may be tried again.
+        """
         for kind in ("index", "summaries"):
             rows = [row for row in self._run_rows if row.kind == kind]
-            merged = merge_tier(self.disk, self.root, self._catalog, kind, rows)
+            try:
+                merged = merge_tier(self.disk, self.root, self._catalog, kind, rows)
+            except (OSError, sqlite3.OperationalError) as error:
+                if is_disk_full(error):
+                    raise DiskFullError(f"no room on the device of {self.root} to merge runs of the {kind}") from error
+                raise
             if merged is None:
                 continue
             gone, run, row = merged

@@ -1,0 +1,89 @@
+"""Long answers: made in threads, sent as fast as the client reads, stopped when it goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from litestar import Request
+
+from api.problems import ProblemError
+from store.engine import Stop
+from store.errors import TransientError
+
+__all__ = ["Streams"]
+
+Pieces = Generator[bytes, None, None]
+
+
+class Streams:
+    """At most `concurrent_queries` answers are worked on and `open_answers` are being read at any moment.
+
+    A client that reads slowly holds no thread: a thread makes one section at a time.
+    """
+
+    def __init__(self, concurrent_queries: int, open_answers: int) -> None:
+        self._threads = ThreadPoolExecutor(concurrent_queries, thread_name_prefix="query")
+        self._limit = open_answers
+        self._open = 0
+
+    async def opened(self, request: Request[Any, Any, Any], make: Callable[[Stop], Pieces]) -> AsyncIterator[bytes]:
+        """The sections of an answer, of which the first is there: what it raises can still become a problem."""
+        if self._open >= self._limit:
+            raise TransientError(f"{self._limit} answers are being read (the limit): try again later")
+        stop = Stop()
+        sections = self._sections(make(stop), stop)
+        first = asyncio.ensure_future(_next(sections))
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            await asyncio.wait((first, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not first.done():
+                raise ProblemError(400, "disconnected", "the client went away before its answer was there")
+        finally:
+            gone.cancel()
+            if not first.done():
+                first.cancel()
+        return _chained(first.result(), sections)
+
+    async def _sections(self, pieces: Pieces, stop: Stop) -> AsyncIterator[bytes]:
+        loop = asyncio.get_running_loop()
+        under_way: asyncio.Future[bytes | None] | None = None
+        self._open += 1
+        try:
+            while True:
+                under_way = loop.run_in_executor(self._threads, next, pieces, None)
+                section = await asyncio.shield(under_way)
+                if section is None:
+                    return
+                yield section
+        finally:
+            self._open -= 1
+            stop.set()
+            if under_way is not None and not under_way.done():
+                under_way.add_done_callback(lambda step: self._close(pieces, step))
+            else:
+                self._threads.submit(pieces.close)
+
+    def _close(self, pieces: Pieces, step: asyncio.Future[bytes | None]) -> None:
+        """After a step that nobody waits for any more; that it was interrupted is what was asked for."""
+        if not step.cancelled():
+            step.exception()
+        self._threads.submit(pieces.close)
+
+
+async def _next(sections: AsyncIterator[bytes]) -> bytes:
+    return await anext(sections)
+
+
+async def _chained(first: bytes, sections: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """All sections. `sections` has begun, so it is closed (and frees its query) even if this one never begins."""
+    yield first
+    async for section in sections:
+        yield section
+
+
+async def _disconnected(request: Request[Any, Any, Any]) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
