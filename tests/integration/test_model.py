@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from store.queries import Filters
 from tests.support.batches import COMPRESSIONS, ENDINGS, MEDIA_TYPES, encoded
 from tests.support.lake import Lake
 from tests.support.model import Canonical, Model, canonical
@@ -153,6 +154,31 @@ class LakeAgainstModel(RuleBasedStateMachine):
                 """,
                 [pattern],
             ).fetchall()
+
+    @rule(
+        start=st.one_of(st.none(), st.integers(-DAY_US, 3 * DAY_US)),
+        end=st.one_of(st.none(), st.integers(-DAY_US, 3 * DAY_US)),
+        type_=st.sampled_from([None, "positive", "negative"]),
+        destinations=st.lists(texts, max_size=2, unique=True),
+        units=st.lists(st.sampled_from(["SEK", "kg", "€"]), max_size=2, unique=True),
+        back=st.one_of(st.none(), st.integers(0, 60)),
+    )
+    def aggregate(
+        self,
+        start: int | None,
+        end: int | None,
+        type_: str | None,
+        destinations: list[str],
+        units: list[str],
+        back: int | None,
+    ) -> None:
+        as_of = None if back is None else max(0, len(self.model.stored) - back)
+        begin, until = (None if us is None else BASE_US + us for us in (start, end))
+        found = self.lake.aggregate(Filters(begin, until, type_, tuple(destinations), units=tuple(units), as_of=as_of))
+        expected = self.model.aggregate(
+            as_of, start=begin, end=until, type=type_, destinationId=destinations or None, unit=units or None
+        )
+        assert found == expected
 
     @rule()
     def restart(self) -> None:

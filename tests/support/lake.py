@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
+from api.answers import aggregation
 from ingest.committer import Committer, CommitterSettings
 from ingest.decode import Limits
 from ingest.inbox import Inbox, InboxSettings
 from ingest.intake import Intake
 from ingest.record import Rules as RecordRules
+from store.engine import Engine
 from store.files import Disk
 from store.journal import Rules
 from store.outcomes import Reply
+from store.queries import Filters
 from store.store import Store, StoreSettings
 from tests.support.batches import MEDIA_TYPES
 
@@ -79,6 +82,18 @@ class Lake:
     def answer(self, reply: Reply) -> dict[str, Any]:
         """The batch answer as JSON values."""
         found: dict[str, Any] = json.loads(msgspec.json.encode(reply.answer))
+        return found
+
+    def aggregate(self, filters: Filters, include: Literal["records", "totals"] = "records") -> dict[str, Any]:
+        """The answer to an aggregation as JSON values."""
+        temp = self.root / "internal" / "tmp"
+        temp.mkdir(parents=True, exist_ok=True)
+        engine = Engine(self.root, temp)
+        try:
+            pieces = b"".join(aggregation(engine, self.store.snapshot(), filters, include))
+        finally:
+            engine.close()
+        found: dict[str, Any] = json.loads(pieces)
         return found
 
     def drop(self, name: str, data: bytes) -> None:
