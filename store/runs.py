@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +30,41 @@ TIER_RUNS = 4
 I64 = npt.NDArray[np.int64]
 
 
+FILTERED_ROWS = 1 << 16
+"""Pages of at least so many rows have a filter."""
+
+FILTER_BITS = 8
+"""Of a filter, for each row, at least: an eighth of the hashes that are not there pass it at most."""
+
+
 @dataclass(frozen=True)
 class _Page:
     hi: U64
     lo: U64
     rows: pa.RecordBatch
+
+    @cached_property
+    def filter(self) -> tuple[np.uint64, npt.NDArray[np.uint8]]:
+        """(shift, bits): bit `(hi - first) >> shift` is set where the page has such a hash.
+
+        Hashes are uniform and asked for in order, so this reads memory from front to back, where a binary search
+        jumps; most of what is asked for is new and ends here. A mebibyte or two for each million rows, made when the
+        page is first looked into.
+        """
+        span = int(self.hi[-1] - self.hi[0])
+        shift = max(span.bit_length() - (FILTER_BITS * len(self.hi) - 1).bit_length(), 0)
+        marks = np.zeros((span >> shift) + 1, dtype=bool)
+        marks[self.hi - self.hi[0] >> np.uint64(shift)] = True
+        return np.uint64(shift), np.packbits(marks, bitorder="little")
+
+    def may_have(self, hi: U64) -> I64:
+        """Which of the hashes the page can hold; they are not below its first one."""
+        if len(self.hi) < FILTERED_ROWS:
+            return np.arange(len(hi))
+        shift, bits = self.filter
+        inside = int(np.searchsorted(hi, self.hi[-1], side="right"))
+        at = hi[:inside] - self.hi[0] >> shift
+        return np.flatnonzero(bits[at >> np.uint64(3)] >> (at & np.uint64(7)).astype(np.uint8) & 1)
 
 
 class Run:
@@ -77,8 +108,8 @@ class Run:
 
 def _find_in(page: _Page, hi: U64, lo: U64) -> tuple[I64, I64]:
     """(index of the hash, row of the page) of every match; a hash may match several rows that lie side by side."""
-    rows = np.searchsorted(page.hi, hi)
-    needles = np.arange(len(hi))
+    needles = page.may_have(hi)
+    rows = np.searchsorted(page.hi, hi[needles])
     found_needles, found_rows = [], []
     last = len(page.hi) - 1
     while len(rows):
