@@ -104,7 +104,10 @@ def _check_sizes(metadata: pq.FileMetaData, size: int, limits: Limits) -> None:
             total += column.total_uncompressed_size
     most = limits.max_decompressed_bytes
     if most is not None and (total > most or metadata.num_rows > most):
-        raise TooLargeError(f"The Parquet file holds more than {most} bytes when decompressed, which is the limit.")
+        raise TooLargeError(
+            f"The Parquet file holds more than {most} bytes when decompressed (ingest.max_decompressed_bytes): "
+            "send smaller batches, or drop a file."
+        )
 
 
 def _group_batches(file: pq.ParquetFile, source: pa.NativeFile, group: int, limits: Limits) -> Iterator[pa.RecordBatch]:

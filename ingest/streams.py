@@ -75,7 +75,10 @@ class Decompressed:
         self._given += size
         most = self._limits.max_decompressed_bytes
         if most is not None and self._given > most:
-            raise TooLargeError(f"The batch has more than {most} bytes when decompressed, which is the limit.")
+            raise TooLargeError(
+                f"The batch has more than {most} bytes when decompressed (ingest.max_decompressed_bytes): "
+                "send smaller batches, or drop a file."
+            )
         ratio = self._limits.max_ratio
         if ratio is not None and self._given > _RATIO_SLACK_BYTES and self._given > ratio * self._taken:
             raise TooLargeError(f"The batch grows more than {ratio} times when decompressed, which is the limit.")
