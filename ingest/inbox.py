@@ -114,7 +114,7 @@ class Inbox:
             except StoppingError:
                 self._stop.set()
                 break
-            except Exception as error:  # noqa: BLE001  (logged; it must not keep the others waiting)
+            except Exception as error:  # it must not keep the others waiting
                 self._waits(name, error)
                 continue
             if len(pending) >= 2 * _IN_FLIGHT:
@@ -138,7 +138,7 @@ class Inbox:
                 states.append((submission.wait(self._committer), submission.seen))
             except StoppingError:
                 continue
-            except Exception as error:  # noqa: BLE001  (logged)
+            except Exception as error:
                 self._waits(submission.name, error)
         return self._finish(states)
 

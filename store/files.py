@@ -47,7 +47,12 @@ class Disk:
         self.make_directory(path.parent)
         with contextlib.suppress(FileExistsError):
             os.mkdir(path)
-        self.sync_directory(path.parent)
+        try:
+            self.sync_directory(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):  # one that is there counts as durable the next time
+                os.rmdir(path)
+            raise
 
     def sync_directory(self, path: Path) -> None:
         """Make the names in a directory durable: those of new, renamed and removed files."""
@@ -150,7 +155,7 @@ class Appender:
         Where even that fails the file ends in bytes that must not be followed by others: `EIO`, whatever it was.
         """
         try:
-            _write_all(self._handle, data)
+            self._write(data)
         except BaseException as error:
             try:
                 self.cut(self.length)
@@ -158,6 +163,9 @@ class Appender:
                 raise OSError(errno.EIO, f"{self.path} could not be cut back after {error}: {second}") from second
             raise
         self.length += len(data)
+
+    def _write(self, data: Buffer) -> None:
+        _write_all(self._handle, data)
 
     def cut(self, length: int) -> None:
         """Cut the file back to a length: only ever bytes that no journal frame covers."""

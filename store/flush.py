@@ -7,6 +7,7 @@ crash leaves half done is rolled forward from the intent (`move_into_place`), be
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,10 @@ def move_into_place(disk: Disk, root: Path, intent: Intent) -> None:
         elif not target.exists():
             raise CorruptionError(f"{target} of the flush of seqs {intent.first_seq} to {intent.last_seq} is lost")
     for directory in sorted({(root / move.target).parent for move in intent.moves}):
-        disk.sync_directory(directory)
+        try:
+            disk.sync_directory(directory)
+        except OSError as error:  # final, also where the disk is full: the next sync would say that all is well
+            raise OSError(errno.EIO, f"{directory} could not be synced: {error}") from error
 
 
 def merge_tier(
