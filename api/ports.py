@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,6 +10,7 @@ import pyarrow as pa
 
 from store.engine import Engine
 from store.outcomes import Reply
+from store.promise import Promise
 from store.snapshot import Snapshot
 
 __all__ = ["ApiSettings", "Intake", "Reader"]
@@ -21,7 +21,7 @@ class Intake(Protocol):
 
     def submit(
         self, body: bytes, media_type: str, encoding: str | None, *, atomic: bool, dry_run: bool, request_id: str
-    ) -> Future[Reply]:
+    ) -> Promise[Reply]:
         """Decode a body in this thread and queue it; raises what is wrong with it (`store.errors`)."""
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from concurrent.futures import Future
 
 from store.outcomes import Reply
+from store.promise import Promise
 
 __all__ = ["Replies"]
 
@@ -18,15 +18,15 @@ class Replies:
     """Awaitable replies for one event loop."""
 
     def __init__(self) -> None:
-        self._done: deque[tuple[asyncio.Future[Reply], Future[Reply]]] = deque()
+        self._done: deque[tuple[asyncio.Future[Reply], Promise[Reply]]] = deque()
         self._is_woken = False
 
-    def of(self, future: Future[Reply]) -> asyncio.Future[Reply]:
+    def of(self, future: Promise[Reply]) -> asyncio.Future[Reply]:
         """What the future gives, for a coroutine of the running loop."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Reply] = loop.create_future()
 
-        def done(future: Future[Reply]) -> None:
+        def done(future: Promise[Reply]) -> None:
             self._done.append((waiter, future))
             if not self._is_woken:
                 self._is_woken = True

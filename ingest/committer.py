@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import msgspec
@@ -23,6 +23,7 @@ from ingest.prepare import prepared
 from store.errors import OncelakeError, QueueFullError, StoppingError, TooLargeError, TransientError
 from store.journal import InputState, Position, Rules
 from store.outcomes import Answer
+from store.promise import Promise
 from store.store import Store
 
 __all__ = ["Committer", "CommitterSettings"]
@@ -59,7 +60,7 @@ class _Job:
     """A batch that waits: the chunks that are still to be committed, and the answer to those that are."""
 
     batch: Batch
-    future: Future[Result] = field(default_factory=Future)
+    future: Promise[Result] = field(default_factory=Promise)
     pieces: deque[Piece] = field(default_factory=deque)
     answer: Answer | None = None
     rows: int = 0
@@ -124,7 +125,7 @@ class Committer:
         """Batches that wait."""
         return len(self._requests) + len(self._bulk)
 
-    def submit(self, batch: Batch) -> Future[Result]:
+    def submit(self, batch: Batch) -> Promise[Result]:
         """Queue a batch. The future has its result once the commit is durable, or an `OncelakeError`.
 
         A piece of a file waits here for its turn; a request is refused with `QueueFullError` when too much waits.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +19,7 @@ from ingest.record import Rules
 from store.errors import InputError, InvalidSchemaError
 from store.journal import Failure, InputState, Position
 from store.outcomes import FieldError
+from store.promise import Promise
 
 __all__ = ["FileSubmission", "Progress", "submit_file"]
 
@@ -36,7 +36,7 @@ class FileSubmission:
     path: Path
     name: str
     seen: os.stat_result
-    futures: list[Future[Result]] = field(default_factory=list)
+    futures: list[Promise[Result]] = field(default_factory=list)
 
     def wait(self, committer: Committer) -> InputState:
         """The file's final state, or the first error of a piece: then the file is submitted again, and goes on."""

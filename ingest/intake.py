@@ -6,7 +6,6 @@ Nothing of a body is committed before all of it is decoded, so a broken one stor
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +19,7 @@ from ingest.record import Rules
 from store.errors import InvalidSchemaError, OncelakeError
 from store.journal import Position
 from store.outcomes import Answer, FieldError, Reply
+from store.promise import Promise
 from store.schema import RECORD
 
 __all__ = ["Intake"]
@@ -38,7 +38,7 @@ class Intake:
 
     def submit(
         self, body: bytes, media_type: str, encoding: str | None, *, atomic: bool, dry_run: bool, request_id: str
-    ) -> Future[Reply]:
+    ) -> Promise[Reply]:
         """Decode a body and queue it. Raises what is wrong with it, or that the queue is full; see `store.errors`."""
         fmt, compression = by_media_type(media_type), by_encoding(encoding)
         source = Source(request=request_id)
@@ -51,7 +51,7 @@ class Intake:
             chunks = decode_body(body, fmt, Compression.NONE, self._rules, self._limits)
         except InvalidSchemaError as error:
             return self._refused_schema(error, source, silent=atomic or dry_run)
-        reply: Future[Reply] = Future()
+        reply: Promise[Reply] = Promise()
         if not chunks:
             reply.set_result(Reply(_NOTHING, single=False))
             return reply
@@ -66,7 +66,7 @@ class Intake:
 
     def _single(
         self, record: Record | Reject, body: bytes, source: Source, *, atomic: bool, dry_run: bool
-    ) -> Future[Reply]:
+    ) -> Promise[Reply]:
         """One object; a rejected one is a chunk without records."""
         if isinstance(record, Reject):
             chunk = Chunk(_NO_RECORDS, np.zeros(0, np.int64), [record], 1, lambda row: Located(None, body), Position())
@@ -75,7 +75,7 @@ class Intake:
         else:
             batch = Batch(source, record=record, original=body, atomic=atomic, dry_run=dry_run)
             record_id = record.record_id
-        reply: Future[Reply] = Future()
+        reply: Promise[Reply] = Promise()
 
         def answered(result: Result) -> Reply:
             refused = atomic and not dry_run and bool(result.answer.conflict or result.answer.rejected)
@@ -84,14 +84,14 @@ class Intake:
         self._committer.submit(batch).add_done_callback(lambda future: _pass_on(future, reply, answered))
         return reply
 
-    def _refused_schema(self, error: InvalidSchemaError, source: Source, *, silent: bool) -> Future[Reply]:
+    def _refused_schema(self, error: InvalidSchemaError, source: Source, *, silent: bool) -> Promise[Reply]:
         """One dead letter for the whole batch; the error is answered once it is durable."""
         if silent:
             raise error
         letter = Reject(-1, None, None, (FieldError(None, error.code, str(error)),), b"")
-        reply: Future[Reply] = Future()
+        reply: Promise[Reply] = Promise()
 
-        def refused(future: Future[Result]) -> None:
+        def refused(future: Promise[Result]) -> None:
             failure = future.exception()
             reply.set_exception(failure if isinstance(failure, OncelakeError) else error)
 
@@ -99,7 +99,7 @@ class Intake:
         return reply
 
 
-def _pass_on(future: Future[Result], reply: Future[Reply], answered: Callable[[Result], Reply]) -> None:
+def _pass_on(future: Promise[Result], reply: Promise[Reply], answered: Callable[[Result], Reply]) -> None:
     failure = future.exception()
     if failure is not None:
         reply.set_exception(failure)
