@@ -374,6 +374,14 @@ def test_a_question_is_answered_as_by_the_model(
     assert found.get(PATH, include="totals", **parameters).json() == expected
 
 
+def test_an_answer_as_of_any_seq_is_what_was_stored_then(asked: tuple[Face, Model]) -> None:
+    """From nothing to now, across the lines between two files and between files and hot rows; beyond is refused."""
+    found, model = asked
+    for as_of in range(31):
+        assert found.get(PATH, asOf=as_of).json() == model.aggregate(as_of)
+    assert is_problem(found.get(PATH, asOf=31), 400, "invalid_parameter")
+
+
 def instant(text: str) -> int:
     return int(datetime.fromisoformat(text.upper().replace("Z", "+00:00")).timestamp()) * 1_000_000
 
