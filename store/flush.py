@@ -9,25 +9,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import xxhash
 
-from store import index, summaries
+from store import rollups
 from store.catalog import Catalog, Intent, Move, RunRow
 from store.errors import CorruptionError
 from store.files import Disk
 from store.hot import Hot
+from store.kinds import KINDS
 from store.parquet import day_directory, describe, partitions, write_partition
-from store.runs import Run, map_run, merge_ranges, tier_to_merge
 
-__all__ = ["KINDS", "STAGING", "checksum_of", "clear_staging", "merge_tier", "move_into_place", "stage", "write_run"]
+__all__ = ["STAGING", "checksum_of", "clear_staging", "merge_tier", "move_into_place", "stage", "write_run"]
 
 STAGING = "internal/staging"
-KINDS = {"index": index.INDEX_SCHEMA, "summaries": summaries.SUMMARY_SCHEMA}
-_COMBINE = {"index": index.sorted_entries, "summaries": summaries.added_up}
 
 
 @dataclass(frozen=True)
@@ -59,22 +58,26 @@ def stage(disk: Disk, root: Path, hot: Hot) -> Intent:
         moves.append(Move(str(source.relative_to(root)), row.name))
     if sum(row.rows for row in files) != hot.rows:
         raise CorruptionError(f"a flush of {hot.rows} rows read back {sum(row.rows for row in files)}")
-    for kind, pieces in (("index", hot.index), ("summaries", hot.summaries)):
+    for kind, pages in (
+        ("index", KINDS["index"].merged(hot.index)),
+        ("summaries", KINDS["summaries"].merged(hot.summaries)),
+        ("rollups", rollups.pages(rollups.of_records(hot.tables))),
+    ):
         source = staging / f"{target.stem}.{kind}.arrow"
         name = f"internal/{kind}/{target.stem}.arrow"
-        runs.append(write_run(disk, source, kind, name, pieces, (target.first_seq, target.last_seq)))
+        runs.append(write_run(disk, source, kind, name, pages, (target.first_seq, target.last_seq)))
         moves.append(Move(str(source.relative_to(root)), name))
     disk.sync_directory(staging)
     return Intent(target.first_seq, target.last_seq, moves, files, runs)
 
 
 def write_run(
-    disk: Disk, path: Path, kind: str, name: str, runs: tuple[Run, ...] | list[Run], seqs: tuple[int, int]
+    disk: Disk, path: Path, kind: str, name: str, pages: Iterable[pa.RecordBatch], seqs: tuple[int, int]
 ) -> RunRow:
-    """Merge runs into one file, a range of hashes at a time, synced. It will be called `name`."""
+    """Write the pages of a run to a file, synced. It will be called `name`."""
     rows = 0
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, KINDS[kind]) as writer:
-        for page in merge_ranges(runs, _COMBINE[kind]):
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, KINDS[kind].schema) as writer:
+        for page in pages:
             writer.write_batch(page)
             rows += page.num_rows
     disk.sync_file(path)
@@ -100,18 +103,18 @@ def move_into_place(disk: Disk, root: Path, intent: Intent) -> None:
 
 def merge_tier(
     disk: Disk, root: Path, catalog: Catalog, kind: str, rows: list[RunRow]
-) -> tuple[list[str], Run, RunRow] | None:
-    """Merge one full size class of a kind's runs: the names that are gone, the new run and its row; None if none is."""
-    chosen = [rows[number] for number in tier_to_merge([row.rows for row in rows])]
+) -> tuple[list[str], RunRow] | None:
+    """Merge one full size class of a kind's runs: the names that are gone and the new run; None if none is full."""
+    chosen = KINDS[kind].to_merge(rows)
     if not chosen:
         return None
     seqs = (min(row.min_seq for row in chosen), max(row.max_seq for row in chosen))
     newest = max(row.name for row in chosen)
     name = f"internal/{kind}/{Path(newest).stem.split('.')[0]}.{len(chosen)}-{sum(row.rows for row in chosen)}.arrow"
     staged = root / STAGING / Path(name).name
-    runs = [map_run(root / row.name, row.name) for row in chosen]
+    runs = [KINDS[kind].map(root / row.name, row) for row in chosen]
     try:
-        merged = write_run(disk, staged, kind, name, runs, seqs)
+        merged = write_run(disk, staged, kind, name, KINDS[kind].merged(runs), seqs)
         disk.rename(staged, root / name)
     except OSError:
         with contextlib.suppress(OSError):
@@ -123,7 +126,7 @@ def merge_tier(
     for old in gone:
         with contextlib.suppress(OSError):  # nothing names it any more, and the next start removes it
             disk.remove(root / old)  # a mapping keeps the bytes for whoever still reads them
-    return gone, map_run(root / name, name), merged
+    return gone, merged
 
 
 def clear_staging(disk: Disk, root: Path) -> None:

@@ -1,4 +1,7 @@
-"""Aggregations: DuckDB SQL over the Parquet files and the hot rows of a snapshot, in one query."""
+"""Aggregations: DuckDB SQL over the Parquet files and the hot rows of a snapshot, in one query.
+
+Totals take whole hours from the rollups and read only the records that these do not stand for.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import pyarrow as pa
 
 from store.engine import Engine, Stop, as_tables
 from store.errors import QueryError
+from store.rollups import HOUR_US, ROLLUP_SCHEMA, covering
 from store.schema import CANONICAL_FIELDS, SCALE, STORED
 from store.snapshot import SealedFile, Snapshot
 from store.sums import from_limbs, group_sums, limbs
@@ -76,20 +80,32 @@ def totals_in_batches(
     engine: Engine, snapshot: Snapshot, filters: Filters, stop: Stop | None = None
 ) -> Iterator[Iterator[pa.RecordBatch]]:
     """The same, streamed: there may be as many groups as records."""
-    source = _source(snapshot, filters)
-    sql = f"""
-        WITH matching AS ({source.sql})
+    rolled = _rolled_up(snapshot, filters)
+    source = _source(snapshot, filters, rolled)
+    sums = f"""
         SELECT
             destinationId,
             unit,
             count(*) AS count,
             coalesce(sum(value) FILTER (type = 'positive'), 0)::DECIMAL(38, 9) AS positive,
-            coalesce(sum(value) FILTER (type = 'negative'), 0)::DECIMAL(38, 9) AS negative,
-            (positive - negative)::DECIMAL(38, 9) AS net
-        FROM matching
+            coalesce(sum(value) FILTER (type = 'negative'), 0)::DECIMAL(38, 9) AS negative
+        FROM ({source.sql})
         GROUP BY destinationId, unit
-        ORDER BY destinationId, unit
     """  # noqa: S608  (the source is made of fixed texts)
+    if rolled is not None:
+        source.tables["rollup"] = rolled.rows
+        sums = f"""
+            SELECT
+                destinationId, unit, sum(count)::BIGINT AS count, sum(positive) AS positive, sum(negative) AS negative
+            FROM ({sums} UNION ALL {_of_rollup(filters)})
+            GROUP BY destinationId, unit
+        """  # noqa: S608
+    sql = f"""
+        SELECT *, (positive - negative)::DECIMAL(38, 9) AS net
+        FROM ({sums})
+        WHERE count > 0
+        ORDER BY destinationId, unit
+    """  # noqa: S608
     with engine.query(sql, source.parameters, source.tables, rows=source.rows, stop=stop) as batches:
         yield (batch.cast(TOTALS) for batch in batches)
 
@@ -141,13 +157,77 @@ class _Source:
     rows: int
 
 
-def _source(snapshot: Snapshot, filters: Filters) -> _Source:
-    """The matching rows, from files up to the flushed seq and from hot tables above it."""
+@dataclass(frozen=True)
+class _RolledUp:
+    """Rows of rollups, which stand for the records up to seq `covered` from `start_us` until `end_us` (None: all)."""
+
+    rows: pa.Table
+    covered: int
+    start_us: int | None
+    end_us: int | None
+
+    def holds(self, file: SealedFile) -> bool:
+        """Whether no record of the file has to be read."""
+        return (
+            file.max_seq <= self.covered
+            and (self.start_us is None or file.min_time_us >= self.start_us)
+            and (self.end_us is None or file.max_time_us < self.end_us)
+        )
+
+
+def _rolled_up(snapshot: Snapshot, filters: Filters) -> _RolledUp | None:
+    """What the rollups can answer of a question: whole hours of records up to a seq; None where it is nothing."""
+    if filters.source_ids or filters.references or filters.after is not None:
+        return None
+    rollups, covered = covering(snapshot.rollups, min(snapshot.flushed, as_of(snapshot, filters)))
+    if not rollups:
+        return None
+    begin = None if filters.start_us is None else -(-filters.start_us // HOUR_US)
+    end = None if filters.end_us is None else filters.end_us // HOUR_US
+    pieces = [
+        piece
+        for rollup in rollups
+        for piece in rollup.between(
+            rollup.hours[0] if begin is None else begin, rollup.hours[1] if end is None else end
+        )
+    ]
+    if begin is not None and end is not None and begin >= end:
+        return None
+    return _RolledUp(
+        pa.Table.from_batches(pieces, ROLLUP_SCHEMA),
+        covered,
+        None if begin is None else begin * HOUR_US,
+        None if end is None else end * HOUR_US,
+    )
+
+
+def _of_rollup(filters: Filters) -> str:
+    """The SQL of sums from the rollup, with the parameters of `_conditions`."""
+    conditions, _ = _chosen(filters)
+    positive, negative = (filters.type in (None, name) for name in ("positive", "negative"))
+    return f"""
+        SELECT
+            destinationId,
+            unit,
+            {"positives" if positive else "0"} + {"negatives" if negative else "0"} AS count,
+            {"positive" if positive else "0::DECIMAL(38, 9)"} AS positive,
+            {"negative" if negative else "0::DECIMAL(38, 9)"} AS negative
+        FROM rollup
+        WHERE TRUE {"".join(f" AND {condition}" for condition in conditions)}
+    """  # noqa: S608
+
+
+def _source(snapshot: Snapshot, filters: Filters, rolled: _RolledUp | None = None) -> _Source:
+    """The matching rows, from files up to the flushed seq and from hot tables above it, but those rolled up."""
     newest = as_of(snapshot, filters)
     flushed = min(snapshot.flushed, newest)
     where, parameters = _conditions(filters)
     columns = ", ".join(RECORDS.names)
     files = [file for file in snapshot.files if _may_match(file, filters, flushed)]
+    outside = ""
+    if rolled is not None:
+        files = [file for file in files if not rolled.holds(file)]
+        outside = _outside(rolled, parameters) if files else ""
     hot = as_tables([table for table in snapshot.hot if table.num_rows], STORED)
     parts = []
     tables = {}
@@ -158,18 +238,30 @@ def _source(snapshot: Snapshot, filters: Filters) -> _Source:
             below = "seq <= $flushed"
             parameters["flushed"] = flushed
         parts.append(
-            f"SELECT {columns} FROM read_parquet($files, hive_partitioning = false) WHERE {below}{where}"  # noqa: S608
+            f"SELECT {columns} FROM read_parquet($files, hive_partitioning = false) WHERE {below}{outside}{where}"  # noqa: S608
         )
     if hot.num_rows or not files:
         tables["hot"] = hot
         parameters |= {"hot_after": snapshot.flushed, "newest": newest}
         parts.append(f"SELECT {columns} FROM hot WHERE seq > $hot_after AND seq <= $newest{where}")  # noqa: S608
-    return _Source(" UNION ALL ".join(parts), parameters, tables, sum(file.rows for file in files) + hot.num_rows)
+    rows = sum(file.rows for file in files) + hot.num_rows + (rolled.rows.num_rows if rolled else 0)
+    return _Source(" UNION ALL ".join(parts), parameters, tables, rows)
+
+
+def _outside(rolled: _RolledUp, parameters: dict[str, Any]) -> str:
+    """The condition on records that the rollups do not stand for."""
+    parameters["covered"] = rolled.covered
+    either = ["seq > $covered"]
+    for name, operator, us in (("whole_from", "<", rolled.start_us), ("whole_until", ">=", rolled.end_us)):
+        if us is not None:
+            either.append(f"time {operator} ${name}")
+            parameters[name] = _time(us)
+    return f" AND ({' OR '.join(either)})"
 
 
 def _conditions(filters: Filters) -> tuple[str, dict[str, Any]]:
-    conditions: list[str] = []
-    parameters: dict[str, Any] = {}
+    """The conditions on records."""
+    conditions, parameters = _chosen(filters)
     if filters.start_us is not None:
         conditions.append("time >= $start_time")
         parameters["start_time"] = _time(filters.start_us)
@@ -179,6 +271,20 @@ def _conditions(filters: Filters) -> tuple[str, dict[str, Any]]:
     if filters.type is not None:
         conditions.append("type = $type")
         parameters["type"] = filters.type
+    if filters.after is not None:
+        conditions.append(
+            "(destinationId > $after_destination OR (destinationId = $after_destination AND "
+            "(time > $after_time OR (time = $after_time AND seq > $after_seq))))"
+        )
+        destination, time_us, seq = filters.after
+        parameters |= {"after_destination": destination, "after_time": _time(time_us), "after_seq": seq}
+    return "".join(f" AND {condition}" for condition in conditions), parameters
+
+
+def _chosen(filters: Filters) -> tuple[list[str], dict[str, Any]]:
+    """The conditions on names."""
+    conditions: list[str] = []
+    parameters: dict[str, Any] = {}
     for column, name, values in (
         ("destinationId", "destination_ids", filters.destination_ids),
         ("sourceId", "source_ids", filters.source_ids),
@@ -191,14 +297,7 @@ def _conditions(filters: Filters) -> tuple[str, dict[str, Any]]:
         elif values:
             conditions.append(f"list_contains(${name}::VARCHAR[], {column})")
             parameters[name] = list(values)
-    if filters.after is not None:
-        conditions.append(
-            "(destinationId > $after_destination OR (destinationId = $after_destination AND "
-            "(time > $after_time OR (time = $after_time AND seq > $after_seq))))"
-        )
-        destination, time_us, seq = filters.after
-        parameters |= {"after_destination": destination, "after_time": _time(time_us), "after_seq": seq}
-    return "".join(f" AND {condition}" for condition in conditions), parameters
+    return conditions, parameters
 
 
 def _may_match(file: SealedFile, filters: Filters, flushed: int) -> bool:

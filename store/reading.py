@@ -15,6 +15,7 @@ from store.identity import load_identity
 from store.journal import read_journal
 from store.log import lines_after, parse_notifications
 from store.recovery import committed, state_of
+from store.rollups import Rollup, map_rollup
 from store.snapshot import SealedFile, Snapshot
 
 __all__ = ["read_snapshot"]
@@ -38,7 +39,7 @@ def read_snapshot(root: Path) -> Snapshot:
 
 def _snapshot(root: Path) -> Snapshot:
     # the catalog first: what it says is flushed is committed, and the journal read after it covers that and more
-    flushed, files = _catalog(root)
+    flushed, files, rollups = _catalog(root)
     contents = read_journal(root / "internal" / "journal")
     if contents is None:
         return Snapshot(0, 0, (), ())
@@ -46,13 +47,13 @@ def _snapshot(root: Path) -> Snapshot:
     hot = tuple(parse_notifications(data) for _, data in lines_after(root, committed(state), flushed))
     if sum(table.num_rows for table in hot) != state.seq - flushed:
         raise CorruptionError(f"{root}: the notification log does not hold seqs {flushed + 1} to {state.seq}")
-    return Snapshot(state.seq, flushed, files, hot)
+    return Snapshot(state.seq, flushed, files, hot, rollups)
 
 
-def _catalog(root: Path) -> tuple[int, tuple[SealedFile, ...]]:
+def _catalog(root: Path) -> tuple[int, tuple[SealedFile, ...], tuple[Rollup, ...]]:
     path = root / "internal" / "catalog.sqlite"
     if not path.exists():
-        return 0, ()
+        return 0, (), ()
     database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0, isolation_level=None)
     try:
         database.execute("BEGIN")
@@ -60,10 +61,15 @@ def _catalog(root: Path) -> tuple[int, tuple[SealedFile, ...]]:
         found = database.execute(
             "SELECT name, day, rows, min_seq, max_seq, min_time, max_time, bytes, sum FROM files ORDER BY min_seq, name"
         ).fetchall()
+        runs = database.execute("SELECT name, min_seq, max_seq FROM runs WHERE kind = 'rollups'").fetchall()
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError) and "no such table" not in str(error):
             raise
         raise CorruptionError(f"{path}: {error}: start the service once, it makes the catalog anew") from error
     finally:
         database.close()
-    return (int(row[0]) if row else 0), tuple(SealedFile(root / name, name, *rest) for name, *rest in found)
+    return (
+        int(row[0]) if row else 0,
+        tuple(SealedFile(root / name, name, *rest) for name, *rest in found),
+        tuple(map_rollup(root / name, name, *seqs) for name, *seqs in runs),
+    )

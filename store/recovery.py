@@ -7,7 +7,9 @@ not away. Committed bytes that are missing or changed stop the start with a mess
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from store import rollups
 from store.catalog import Catalog, CatalogDamagedError, FileRow, RunRow
 from store.errors import CorruptionError
 from store.files import Disk
@@ -24,6 +27,7 @@ from store.flush import STAGING, clear_staging, move_into_place, write_run
 from store.hashing import Hasher
 from store.hot import Committed, Hot
 from store.journal import Checkpoint, FileEnd, Frame, InputState, JournalContents, RulesFrom, Segment
+from store.kinds import KINDS
 from store.log import checked, closed_segment, lines_after, parse_notifications
 from store.outcomes import MAX_PROBLEMS
 from store.parquet import FLUSH_KEY, day_directory, describe
@@ -162,7 +166,7 @@ def open_catalog(disk: Disk, root: Path, hasher: Hasher, contents: JournalConten
             logger.error("the catalog is made anew from the journal and the Parquet files: %s", error)
     if state is not None:
         clear_staging(disk, root)
-        return state
+        return _with_rollups(disk, root, state)
     for suffix in ("", "-wal", "-shm"):
         if (damaged := path.with_name(path.name + suffix)).exists():
             disk.remove(damaged)
@@ -208,7 +212,7 @@ def _fitting(disk: Disk, root: Path, catalog: Catalog, contents: JournalContents
     for run in runs:
         if not (root / run.name).exists() or (root / run.name).stat().st_size != run.bytes:
             raise CatalogDamagedError(f"{run.name} is missing or of another size")
-    for kind in ("index", "summaries"):
+    for kind in KINDS:
         for orphan in set((root / "internal" / kind).glob("*.arrow")) - {root / run.name for run in runs}:
             disk.remove(orphan)
     return CatalogState(catalog, meta.flushed, files, runs)
@@ -274,7 +278,7 @@ def _completed(
 def rebuild_runs(disk: Disk, root: Path, hasher: Hasher, files: list[FileRow], flushed: int) -> list[RunRow]:
     """Index and summaries anew from the Parquet files, a file at a time."""
     disk.make_directory(root / STAGING)
-    for kind in ("index", "summaries"):
+    for kind in KINDS:
         disk.make_directory(root / "internal" / kind)
         for old in (root / "internal" / kind).glob("*.arrow"):
             disk.remove(old)
@@ -286,15 +290,44 @@ def rebuild_runs(disk: Disk, root: Path, hasher: Hasher, files: list[FileRow], f
         hot = Hot().added(hashed(hasher, rows.combine_chunks()))
         pieces["index"].extend(hot.index)
         pieces["summaries"].extend(hot.summaries)
-    made = []
-    for kind, runs in pieces.items():
-        name = f"internal/{kind}/{1:020d}-{flushed:020d}.rebuilt.arrow"
-        staged = root / STAGING / Path(name).name
-        made.append(write_run(disk, staged, kind, name, runs, (1, flushed)))
-        staged = root / STAGING / Path(name).name
-        disk.rename(staged, root / name)
-        disk.sync_directory((root / name).parent)
+    made = [_rebuilt(disk, root, kind, KINDS[kind].merged(runs), flushed) for kind, runs in pieces.items()]
+    made.append(_rebuilt(disk, root, "rollups", _rollup_pages(root, files), flushed))
     return made
+
+
+def _rebuilt(disk: Disk, root: Path, kind: str, pages: Iterable[pa.RecordBatch], flushed: int) -> RunRow:
+    name = f"internal/{kind}/{1:020d}-{flushed:020d}.rebuilt.arrow"
+    staged = root / STAGING / Path(name).name
+    row = write_run(disk, staged, kind, name, pages, (1, flushed))
+    disk.rename(staged, root / name)
+    disk.sync_directory((root / name).parent)
+    return row
+
+
+def _rollup_pages(root: Path, files: list[FileRow]) -> Iterator[pa.RecordBatch]:
+    """The rollup of all records, a day at a time."""
+    columns = ["time", "destinationId", "unit", "type", "value"]
+    for _, of_day in itertools.groupby(sorted(files, key=lambda row: row.day), key=lambda row: row.day):
+        pieces = []
+        for row in of_day:
+            records = pq.read_table(root / row.name, columns=columns, partitioning=None)
+            rows = rollups.of_records([records])
+            pieces.append(rollups.Rollup(list(rollups.pages(rows)), row.name, row.min_seq, row.max_seq))
+        yield from rollups.merged(pieces)
+
+
+def _with_rollups(disk: Disk, root: Path, state: CatalogState) -> CatalogState:
+    """The catalog with rollups of all that is flushed: a store that was made before there were any has none."""
+    kept = [row for row in state.runs if row.kind != "rollups"]
+    if sum(row.max_seq - row.min_seq + 1 for row in state.runs if row.kind == "rollups") == state.flushed:
+        return state
+    logger.warning("the rollups do not stand for all records: they are made anew from the Parquet files")
+    for old in (root / "internal" / "rollups").glob("*.arrow"):
+        disk.remove(old)
+    disk.make_directory(root / STAGING)
+    row = _rebuilt(disk, root, "rollups", _rollup_pages(root, state.files), state.flushed)
+    state.catalog.exchange_runs([row.name for row in state.runs if row.kind == "rollups"], row)
+    return CatalogState(state.catalog, state.flushed, state.files, [*kept, row])
 
 
 def hashed(hasher: Hasher, rows: pa.Table) -> Committed:

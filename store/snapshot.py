@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from store.rollups import Rollup
+
 __all__ = ["SealedFile", "Snapshot"]
 
 
@@ -35,9 +37,11 @@ class Snapshot:
     """Rows with `seq <= flushed` are in `files`, rows with `flushed < seq <= seq` in `hot` (schema `STORED`).
 
     A file may hold rows above `flushed` and a hot table rows at or below it: readers filter by seq on both sides.
+    `rollups` stand for flushed records; they may be missing.
     """
 
     seq: int
     flushed: int
     files: tuple[SealedFile, ...]
     hot: tuple[pa.Table, ...]
+    rollups: tuple[Rollup, ...] = ()

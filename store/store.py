@@ -11,6 +11,7 @@ import sqlite3
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pyarrow as pa
@@ -26,10 +27,12 @@ from store.hot import Committed, Hot
 from store.identity import Identity, load_identity
 from store.index import Hits
 from store.journal import Checkpoint, Frame, InputState, Journal, Rules, read_journal
+from store.kinds import KINDS
 from store.log import FEEDS, Log
 from store.lookup import rows_at
 from store.recovery import LOGS, open_catalog, quarantine_tails, recover_hot, state_of
-from store.runs import I64, Run, map_run
+from store.rollups import Rollup
+from store.runs import I64, Run
 from store.snapshot import SealedFile, Snapshot
 
 __all__ = ["Commit", "Store", "StoreSettings"]
@@ -77,6 +80,7 @@ class _View:
     active: Hot
     index: tuple[Run, ...]
     summaries: tuple[Run, ...]
+    rollups: tuple[Rollup, ...]
 
 
 class Store:
@@ -106,7 +110,7 @@ class Store:
 
     def _recover(self) -> None:
         directory = self.root / "internal" / "journal"
-        for name in (*LOGS, "internal/journal", "internal/index", "internal/summaries", "records"):
+        for name in (*LOGS, "internal/journal", *(f"internal/{kind}" for kind in KINDS), "records"):
             self.disk.make_directory(self.root / name)
         contents = read_journal(directory)
         if contents is None:
@@ -125,9 +129,9 @@ class Store:
         self._catalog: Catalog = catalog.catalog
         self._run_rows: list[RunRow] = catalog.runs
         self._journal = Journal(self.disk, directory, contents)
-        runs: dict[str, list[Run]] = {"index": [], "summaries": []}
+        runs: dict[str, list[Any]] = {kind: [] for kind in KINDS}
         for row in catalog.runs:
-            runs[row.kind].append(map_run(self.root / row.name, row.name))
+            runs[row.kind].append(KINDS[row.kind].map(self.root / row.name, row))
         self._view = _View(
             seq=self.state.seq,
             flushed=catalog.flushed,
@@ -136,6 +140,7 @@ class Store:
             active=recover_hot(self.root, self.hasher, self.state, catalog.flushed),
             index=tuple(runs["index"]),
             summaries=tuple(runs["summaries"]),
+            rollups=tuple(runs["rollups"]),
         )
         self.write_committed()
 
@@ -179,8 +184,7 @@ class Store:
 
     def snapshot(self) -> Snapshot:
         """What a read sees, in one step."""
-        view = self._view
-        return Snapshot(view.seq, view.flushed, view.files, view.frozen.tables + view.active.tables)
+        return _snapshot(self._view)
 
     def find_ids(self, hi: U64, lo: U64) -> Hits:
         """Index rows that share a hash with one of these; `hi` must ascend."""
@@ -203,8 +207,7 @@ class Store:
         hits = index.find((*view.active.index, *view.frozen.index, *view.index), hi, lo)
         if not len(hits.seq):
             return None
-        snapshot = Snapshot(view.seq, view.flushed, view.files, view.frozen.tables + view.active.tables)
-        rows = rows_at(snapshot, hits.day, hits.seq)
+        rows = rows_at(_snapshot(view), hits.day, hits.seq)
         rows = rows.filter(pc.equal(rows.column("recordId"), record_id))
         return rows if rows.num_rows else None
 
@@ -350,7 +353,7 @@ class Store:
                 raise DiskFullError(f"no room on the device of {self.root} to flush {frozen.rows} records") from error
             raise
         self._intent = None
-        added = {row.kind: map_run(self.root / row.name, row.name) for row in intent.runs}
+        added = {row.kind: KINDS[row.kind].map(self.root / row.name, row) for row in intent.runs}
         self._run_rows.extend(intent.runs)
         with self._room:
             view = self._view
@@ -361,6 +364,7 @@ class Store:
                 frozen=Hot(),
                 index=(*view.index, added["index"]),
                 summaries=(*view.summaries, added["summaries"]),
+                rollups=(*view.rollups, added["rollups"]),
             )
             self._room.notify_all()
         return frozen.rows
@@ -370,7 +374,7 @@ class Store:
 
         `DiskFullError`: everything is as it was, and it may be tried again.
         """
-        for kind in ("index", "summaries"):
+        for kind in KINDS:
             rows = [row for row in self._run_rows if row.kind == kind]
             try:
                 merged = merge_tier(self.disk, self.root, self._catalog, kind, rows)
@@ -380,14 +384,13 @@ class Store:
                 raise
             if merged is None:
                 continue
-            gone, run, row = merged
+            gone, row = merged
+            run = KINDS[kind].map(self.root / row.name, row)
             self._run_rows = [old for old in self._run_rows if old.name not in gone] + [row]
             with self._exchange:
-                view = self._view
-                if kind == "index":
-                    self._view = replace(view, index=_exchanged(view.index, gone, run))
-                else:
-                    self._view = replace(view, summaries=_exchanged(view.summaries, gone, run))
+                kept = [old for old in getattr(self._view, kind) if old.name not in gone]
+                changed: dict[str, Any] = {kind: (*kept, run)}
+                self._view = replace(self._view, **changed)
             return True
         return False
 
@@ -405,8 +408,8 @@ class Store:
         self._lock.release()
 
 
-def _exchanged(runs: tuple[Run, ...], gone: list[str], run: Run) -> tuple[Run, ...]:
-    return (*(old for old in runs if old.name not in gone), run)
+def _snapshot(view: _View) -> Snapshot:
+    return Snapshot(view.seq, view.flushed, view.files, view.frozen.tables + view.active.tables, view.rollups)
 
 
 def _sealed(root: Path, row: FileRow) -> SealedFile:

@@ -1,4 +1,4 @@
-"""Proof that everything on disk agrees: outboxes, Parquet, index, summaries and catalog, as of the last commit.
+"""Proof that everything on disk agrees: outboxes, Parquet, index, summaries, rollups, catalog.
 
 Nothing is shared with the code that writes a store but the column types and the hash functions: the readers are those
 of `store.verification`, and the lines that must be in the outboxes are made by SQL (`store.messages_sql`) from the
@@ -33,6 +33,7 @@ from store.verification.feeds import Feed
 from store.verification.letters import check_letters
 from store.verification.records import ParquetRecords, read_lines
 from store.verification.report import Difference, Findings, Report, VanishedError
+from store.verification.rollups import Rollups
 from store.verification.survey import Survey, check_facts, take_survey
 
 __all__ = ["Difference", "Report", "verify"]
@@ -127,6 +128,7 @@ class _Run:
         self._notifications = self._feed("notification", kept, survey)
         self._alerts = self._feed("alert", kept_alerts, survey)
         self._derived = Derived(self.connection, self._scratch, self._hasher, (self.seq, self.flushed), self._findings)
+        self._rollups = Rollups(self.connection, self.flushed, self._findings)
         load_rules(self.connection, survey.commits.rules)
         ranges = _ranges(self.seq, self.flushed, [file.first for file in logs["outbox/notifications"]])
         self._parquet.prepare([(piece.first, piece.last) for piece in ranges if piece.flushed])
@@ -137,6 +139,7 @@ class _Run:
         if survey.catalog is not None:
             self._derived.check_index([run for run in survey.runs if run.row.kind == "index"])
             self._derived.check_summaries([run for run in survey.runs if run.row.kind == "summaries"])
+            self._rollups.check([run for run in survey.runs if run.row.kind == "rollups"])
         self._derived.check_ids(self._parquet.record_ids)
         letters = [file for file in logs["rejected"] if file.path not in survey.gone]
         check_letters(self.connection, self._root, letters, self._findings)
@@ -172,6 +175,8 @@ class _Run:
         for batch in alert_lines(self.connection):
             self._alerts.compare(batch.column(0).to_numpy(), batch.column(1))
         self._derived.add(rows, piece.flushed)
+        if piece.flushed:
+            self._rollups.add()
         self.connection.unregister("records")
 
     def _flushed_rows(self, piece: _Range) -> pa.Table:

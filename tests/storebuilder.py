@@ -42,6 +42,18 @@ SUMMARIES = pa.schema(
         ("lastSeq", pa.int64()),
     ]
 )
+ROLLUPS = pa.schema(
+    [
+        ("hour", pa.int64()),
+        ("destinationId", pa.string()),
+        ("unit", pa.string()),
+        ("positives", pa.int64()),
+        ("negatives", pa.int64()),
+        ("positive", pa.decimal128(38, 9)),
+        ("negative", pa.decimal128(38, 9)),
+    ]
+)
+SCHEMAS = {"index": INDEX, "summaries": SUMMARIES, "rollups": ROLLUPS}
 
 
 def sample(number: int) -> tuple[Any, ...]:
@@ -89,6 +101,7 @@ class StoreBuilder:
         for name in ("outbox/notifications", "outbox/alerts", "rejected", "internal/journal", "internal/index"):
             (self.root / name).mkdir(parents=True)
         (self.root / "internal/summaries").mkdir()
+        (self.root / "internal/rollups").mkdir()
         (self.root / "records").mkdir()
         self.hasher = Hasher(SEED, self.hash_bits)
         identity = {"format": 1, "storeId": "0" * 32, "seed": SEED.hex(), "hashBits": self.hash_bits}
@@ -229,6 +242,7 @@ class StoreBuilder:
             for kind, schema, rows in (
                 ("index", INDEX, self.index_rows(fresh)),
                 ("summaries", SUMMARIES, self.summary_rows(fresh)),
+                ("rollups", ROLLUPS, self.rollup_rows(fresh)),
             ):
                 self.write_run(db, f"internal/{kind}/{stem}.arrow", kind, schema, rows, (first, last))
         self.flushed = last
@@ -274,6 +288,22 @@ class StoreBuilder:
             total[1 if type_ == "positive" else 2] += value
             total[3:] = [min(total[3], time), max(total[4], time), stored.seq]
         return [(hi, lo, unit.decode(), *sums[hi, lo, unit]) for hi, lo, unit in sorted(sums)]
+
+    def rollup_rows(self, members: list[Stored]) -> list[tuple[Any, ...]]:
+        """The rollup rows of these records, sorted."""
+        sums: dict[tuple[int, bytes, bytes], list[Any]] = {}
+        for stored in members:
+            _, time, _, destination, type_, value, unit, _ = stored.record
+            total = sums.setdefault(
+                (time // 3_600_000_000, destination.encode(), unit.encode()), [0, 0, Decimal(0), Decimal(0)]
+            )
+            side = 0 if type_ == "positive" else 1
+            total[side] += 1
+            total[2 + side] += value
+        return [
+            (hour, destination.decode(), unit.decode(), *sums[hour, destination, unit])
+            for hour, destination, unit in sorted(sums)
+        ]
 
     def write_run(
         self,

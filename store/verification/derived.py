@@ -156,16 +156,18 @@ class Derived:
                 seqs = [np.array([run.row.min_seq, max(int(piece.max()) for piece in seqs)])]
             check_facts(run, row, seqs, self._findings)
         for hi, lo, unit, files, kept, right in self._connection.sql(_DIFFERING).fetchall():
-            key = self._connection.execute(
+            keys = self._connection.execute(
                 "SELECT destinationId, reference, lastSeq FROM earlier WHERE hi = ? AND lo = ? LIMIT 1", [hi, lo]
-            ).fetchone()
-            whose = f"destinationId {key[0]!r}, reference {key[1]!r}" if key else f"an unknown key {hi:016x}{lo:016x}"
+            ).fetchall()
+            whose, seq = f"an unknown key {hi:016x}{lo:016x}", None
+            for destination, reference, last_seq in keys:
+                whose, seq = f"destinationId {destination!r}, reference {reference!r}", last_seq
             self._findings.add(
                 "summary",
                 runs[files[-1]].row.name if files else "internal/summaries",
                 f"{whose}, unit {unit!r}: kept (count, positive, negative, first, last, lastSeq) {kept}, "
                 f"the records give {right}",
-                seq=key[2] if key else None,
+                seq=seq,
             )
 
     def _check_summary_order(

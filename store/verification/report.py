@@ -45,7 +45,7 @@ class Findings:
     found: int = 0
     checked: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(
-            ("notifications", "alerts", "records", "index", "summaries", "deadLetters", "files"), 0
+            ("notifications", "alerts", "records", "index", "summaries", "rollups", "deadLetters", "files"), 0
         )
     )
 

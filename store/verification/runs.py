@@ -14,7 +14,7 @@ import xxhash
 from store.verification.catalog import RunRow
 from store.verification.report import Findings, VanishedError
 
-__all__ = ["OpenRun", "batches_of", "check_facts", "open_runs"]
+__all__ = ["KINDS", "OpenRun", "batches_of", "check_facts", "open_runs"]
 
 I64 = npt.NDArray[np.int64]
 
@@ -31,6 +31,15 @@ _SCHEMAS = {
         ("first", pa.int64()),
         ("last", pa.int64()),
         ("lastSeq", pa.int64()),
+    ],
+    "rollups": [
+        ("hour", pa.int64()),
+        ("destinationId", pa.string()),
+        ("unit", pa.string()),
+        ("positives", pa.int64()),
+        ("negatives", pa.int64()),
+        ("positive", _DECIMAL),
+        ("negative", _DECIMAL),
     ],
 }
 
@@ -61,7 +70,7 @@ def open_runs(root: Path, rows: Sequence[RunRow], findings: Findings) -> list[Op
     return runs
 
 
-KINDS = {"index": "index", "summaries": "summary"}
+KINDS = {"index": "index", "summaries": "summary", "rollups": "rollup"}
 
 
 def batches_of(run: OpenRun, findings: Findings) -> list[pa.RecordBatch]:
@@ -73,7 +82,7 @@ def batches_of(run: OpenRun, findings: Findings) -> list[pa.RecordBatch]:
             raise pa.ArrowInvalid(f"its columns are {found}")
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         for batch in batches:
-            batch.validate(full=run.row.kind == "summaries")
+            batch.validate(full=run.row.kind != "index")
             if any(column.null_count for column in batch.columns):
                 raise pa.ArrowInvalid("it holds nulls")
     except (OSError, pa.ArrowException) as error:

@@ -16,7 +16,7 @@ import xxhash
 from store.verification.catalog import CatalogDamageError, CatalogView, ParquetRow, read_catalog
 from store.verification.commits import LOGS, Commits, LogFile, read_commits
 from store.verification.report import Findings, VanishedError
-from store.verification.runs import OpenRun, open_runs
+from store.verification.runs import KINDS, OpenRun, open_runs
 
 __all__ = ["Survey", "take_survey"]
 
@@ -140,7 +140,7 @@ def _fit(survey: Survey, catalog: CatalogView, present: set[str], findings: Find
         findings.add("parquet", name, "is not in the catalog")
     for run in catalog.runs:
         if run.name not in present:
-            findings.add("index" if run.kind == "index" else "summary", run.name, "is missing")
+            findings.add(KINDS[run.kind], run.name, "is missing")
 
 
 def _sums(root: Path, survey: Survey, catalog: CatalogView, findings: Findings) -> None:

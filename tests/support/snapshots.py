@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from store.rollups import Rollup, of_records, pages
 from store.schema import STORED
 from store.snapshot import SealedFile, Snapshot
 
@@ -44,8 +46,10 @@ def stored(records: Sequence[dict[str, Any]], first_seq: int = 1) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=STORED)
 
 
-def snapshot_of(root: Path, records: Sequence[dict[str, Any]], flushed: int, overlap: int = 0) -> Snapshot:
-    """Records 1 to `flushed` in files by day, the others hot in two tables.
+def snapshot_of(
+    root: Path, records: Sequence[dict[str, Any]], flushed: int, overlap: int = 0, rolled_up: Sequence[int] = ()
+) -> Snapshot:
+    """Records 1 to `flushed` in files by day, the others hot in two tables; rollups that end at the given seqs.
 
     `overlap` rows stand on the other side as well, as they do while a flush is under way.
     """
@@ -57,7 +61,11 @@ def snapshot_of(root: Path, records: Sequence[dict[str, Any]], flushed: int, ove
     files = [_file(root, day, rows) for day, rows in days.items()] if flushed else []
     hot = table.slice(max(flushed - overlap, 0))
     middle = hot.num_rows // 2
-    return Snapshot(len(records), flushed, tuple(files), (hot.slice(0, middle), hot.slice(middle)))
+    rollups = [
+        Rollup(list(pages(of_records([table.slice(begin, end - begin)]))), f"{begin}", begin + 1, end)
+        for begin, end in itertools.pairwise([0, *rolled_up])
+    ]
+    return Snapshot(len(records), flushed, tuple(files), (hot.slice(0, middle), hot.slice(middle)), tuple(rollups))
 
 
 _INTEGERS = pa.schema([field.with_type(pa.int64()) if pa.types.is_timestamp(field.type) else field for field in STORED])

@@ -84,12 +84,16 @@ def expected_totals(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ]
 
 
+def by_quarters(number: int) -> int:
+    return START_US + number * 900_000_000
+
+
 # Code points whose order differs from that of UTF-16 and of any locale.
 names = st.sampled_from(["a", "B", "b", "ö", "\uff5e", "😀", "a'b", '"; DROP TABLE hot; --', "%"])
 record_lists = st.lists(
     st.builds(
         record,
-        time=st.integers(0, 3).map(lambda n: START_US + n * DAY_US // 2),
+        time=st.integers(0, 3).map(lambda n: START_US + n * DAY_US // 2) | st.integers(0, 9).map(by_quarters),
         sourceId=names,
         destinationId=names,
         type=st.sampled_from(["positive", "negative"]),
@@ -100,7 +104,9 @@ record_lists = st.lists(
     max_size=25,
 )
 some = st.lists(names, max_size=2).map(tuple)
-moments = st.none() | st.integers(-1, 4).map(lambda n: START_US + n * DAY_US // 2)
+moments = (
+    st.none() | st.integers(-1, 4).map(lambda n: START_US + n * DAY_US // 2) | st.integers(-1, 10).map(by_quarters)
+)
 questions = st.builds(
     Filters,
     start_us=moments,
@@ -116,7 +122,14 @@ questions = st.builds(
 
 
 @settings(deadline=None, max_examples=100)
-@given(record_lists, questions, st.integers(0, 25), st.integers(0, 3), st.none() | st.integers(1, 5))
+@given(
+    record_lists,
+    questions,
+    st.integers(0, 25),
+    st.integers(0, 3),
+    st.none() | st.integers(1, 5),
+    st.sets(st.integers(1, 25), max_size=3),
+)
 def test_answers_are_those_of_a_loop_over_the_records(
     root: Path,
     engine: Engine,
@@ -125,9 +138,14 @@ def test_answers_are_those_of_a_loop_over_the_records(
     flushed: int,
     overlap: int,
     limit: int | None,
+    rolled_up: set[int],
 ) -> None:
-    """Whatever is asked, wherever the line between files and hot rows runs, and while a flush has both."""
-    snapshot = snapshot_of(root, rows, min(flushed, len(rows)), overlap)
+    """Whatever is asked, wherever the line between files and hot rows runs, and while a flush has both.
+
+    Rollups stand for all, some or none of the flushed records.
+    """
+    flushed = min(flushed, len(rows))
+    snapshot = snapshot_of(root, rows, flushed, overlap, sorted(seq for seq in rolled_up if seq <= flushed))
     filters = replace(filters, as_of=None if filters.as_of is None else min(filters.as_of, len(rows)))
     expected = expected_rows(rows, filters)
     assert rows_of(engine, snapshot, filters, limit) == expected[:limit]

@@ -13,7 +13,7 @@ import pytest
 
 from store.schema import STORED
 from store.verify import Difference, Report, verify
-from tests.storebuilder import DAY_US, INDEX, START_US, SUMMARIES, StoreBuilder, build, sample
+from tests.storebuilder import DAY_US, SCHEMAS, START_US, StoreBuilder, build, sample
 
 NOTIFICATIONS = "outbox/notifications/00000000000000000001.jsonl"
 ALERTS = "outbox/alerts/00000000000000000001.jsonl"
@@ -310,10 +310,9 @@ def edit_run(store: StoreBuilder, kind: str, change: Callable[[list[list[Any]]],
     name = str(path.relative_to(store.root))
     rows = [list(row.values()) for row in pa.ipc.open_file(path.read_bytes()).read_all().to_pylist()]
     change(rows)
-    schema = INDEX if kind == "index" else SUMMARIES
     with store.database() as db:
         seqs = db.execute("SELECT min_seq, max_seq FROM runs WHERE name = ?", (name,)).fetchone()
-        store.write_run(db, name, kind, schema, [tuple(row) for row in rows], seqs)
+        store.write_run(db, name, kind, SCHEMAS[kind], [tuple(row) for row in rows], seqs)
     return name
 
 
@@ -358,6 +357,25 @@ def test_a_changed_summary_is_found(store: StoreBuilder, column: int) -> None:
     assert {d.kind for d in report.differences} == {"summary"}, name
 
 
+@pytest.mark.parametrize("column", range(7))
+def test_a_changed_rollup_is_found(store: StoreBuilder, column: int) -> None:
+    """Hour, destination, unit, counts and sums each."""
+
+    def change(rows: list[list[Any]]) -> None:
+        rows[-1][column] = rows[-1][column] + "~" if column in (1, 2) else rows[-1][column] + 1
+
+    name = edit_run(store, "rollups", change)
+    report = verify(store.root)
+    assert any("the records have" in d.message and "hour 20" in d.message for d in report.differences)
+    assert {d.kind for d in report.differences} == {"rollup"}, name
+
+
+def test_rows_of_a_rollup_out_of_order_are_found(store: StoreBuilder) -> None:
+    """What is looked up by hour must be sorted by it."""
+    name = edit_run(store, "rollups", lambda rows: rows.reverse())
+    assert "in order" in found(verify(store.root), "rollup", name).message
+
+
 def test_changed_rules_do_not_give_the_alerts(tmp_path: Path) -> None:
     """The alerts are those of the rules in the journal, so a store built under others differs."""
     store = StoreBuilder(tmp_path / "data")
@@ -383,6 +401,8 @@ def test_changed_rules_do_not_give_the_alerts(tmp_path: Path) -> None:
         ("DELETE FROM runs WHERE kind = 'index' AND min_seq = 1", "index"),
         ("DELETE FROM runs WHERE kind = 'summaries' AND min_seq = 1", "summary"),
         ("UPDATE runs SET rows = rows + 1 WHERE kind = 'index'", "index"),
+        ("DELETE FROM runs WHERE kind = 'rollups' AND min_seq = 1", "rollup"),
+        ("UPDATE runs SET max_seq = max_seq + 1 WHERE kind = 'rollups'", "rollup"),
     ],
 )
 def test_a_catalog_that_does_not_fit_is_found(store: StoreBuilder, change: str, kind: str) -> None:

@@ -1,0 +1,58 @@
+"""The kinds of runs that a flush adds to: how each is mapped, when runs are merged, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from store import index, rollups, summaries
+from store.catalog import RunRow
+from store.runs import Run, map_run, merge_ranges, tier_to_merge
+
+__all__ = ["KINDS", "Kind"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind. `map` opens a file, `to_merge` chooses what to merge now, `merged` gives the pages of the outcome."""
+
+    schema: pa.Schema
+    map: Callable[[Path, RunRow], Any]
+    to_merge: Callable[[Sequence[RunRow]], list[RunRow]]
+    merged: Callable[[Sequence[Any]], Iterator[pa.RecordBatch]]
+
+
+def _hashed(schema: pa.Schema, combine: Callable[[pa.RecordBatch], pa.RecordBatch]) -> Kind:
+    """A kind that is looked up by hash."""
+
+    def merged(runs: Sequence[Run]) -> Iterator[pa.RecordBatch]:
+        return merge_ranges(runs, combine)
+
+    return Kind(schema, lambda path, row: map_run(path, row.name), _tier, merged)
+
+
+def _tier(rows: Sequence[RunRow]) -> list[RunRow]:
+    return [rows[number] for number in tier_to_merge([row.rows for row in rows])]
+
+
+def _neighbours(rows: Sequence[RunRow]) -> list[RunRow]:
+    ordered = sorted(rows, key=lambda row: row.min_seq)
+    count = rollups.adjacent_to_merge([row.max_seq - row.min_seq + 1 for row in ordered])
+    return ordered[len(ordered) - count :]
+
+
+KINDS = {
+    "index": _hashed(index.INDEX_SCHEMA, index.sorted_entries),
+    "summaries": _hashed(summaries.SUMMARY_SCHEMA, summaries.added_up),
+    "rollups": Kind(
+        rollups.ROLLUP_SCHEMA,
+        lambda path, row: rollups.map_rollup(path, row.name, row.min_seq, row.max_seq),
+        _neighbours,
+        rollups.merged,
+    ),
+}
+"""By the name that the catalog and the directory below `internal/` have for them."""
