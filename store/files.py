@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from store.errors import StoreInUseError
+from store.exchange import exchange_names
 
-__all__ = ["Appender", "Disk", "Lock", "is_disk_full"]
+__all__ = ["NO_LINKS", "Appender", "Disk", "Lock", "is_disk_full"]
 
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 """What file systems without hard links say to a link."""
 
 Buffer = bytes | bytearray | memoryview
@@ -110,7 +111,7 @@ class Disk:
         try:
             os.link(source, target, follow_symlinks=False)
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno not in NO_LINKS:
                 raise
             os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
             try:
@@ -120,6 +121,14 @@ class Disk:
                 raise
         else:
             os.unlink(source)
+
+    def link(self, source: Path, target: Path) -> None:
+        """A second name of a file. Durable once the directory is synced; `FileExistsError` where the name is taken."""
+        os.link(source, target, follow_symlinks=False)
+
+    def exchange(self, first: Path, second: Path) -> None:
+        """Exchange two names in one step. Durable once both directories are synced."""
+        exchange_names(first, second)
 
     def remove(self, path: Path) -> None:
         """Remove a file. Durable once its directory is synced."""

@@ -28,6 +28,7 @@ from store.identity import Identity, load_identity
 from store.index import Hits
 from store.journal import Checkpoint, Frame, InputState, Journal, Rules, read_journal
 from store.kinds import KINDS
+from store.links import Links
 from store.log import FEEDS, Log
 from store.lookup import rows_at
 from store.recovery import LOGS, open_catalog, quarantine_tails, recover_hot, state_of
@@ -129,13 +130,15 @@ class Store:
         self._catalog: Catalog = catalog.catalog
         self._run_rows: list[RunRow] = catalog.runs
         self._journal = Journal(self.disk, directory, contents)
+        self._links = Links(self.disk, self.root)
+        self._links.restore([row.name for row in catalog.files])
         runs: dict[str, list[Any]] = {kind: [] for kind in KINDS}
         for row in catalog.runs:
             runs[row.kind].append(KINDS[row.kind].map(self.root / row.name, row))
         self._view = _View(
             seq=self.state.seq,
             flushed=catalog.flushed,
-            files=tuple(_sealed(self.root, row) for row in catalog.files),
+            files=tuple(self._sealed(row) for row in catalog.files),
             frozen=Hot(),
             active=recover_hot(self.root, self.hasher, self.state, catalog.flushed),
             index=tuple(runs["index"]),
@@ -346,6 +349,7 @@ class Store:
                 self._intent = staged
             intent = self._intent
             move_into_place(self.disk, self.root, intent)
+            self._links.add(row.name for row in intent.files)
             number, digest = self._journal.last
             self._catalog.seal(intent, number, digest.hex())
         except (OSError, sqlite3.OperationalError) as error:
@@ -360,7 +364,7 @@ class Store:
             self._view = replace(
                 view,
                 flushed=intent.last_seq,
-                files=view.files + tuple(_sealed(self.root, row) for row in intent.files),
+                files=view.files + tuple(self._sealed(row) for row in intent.files),
                 frozen=Hot(),
                 index=(*view.index, added["index"]),
                 summaries=(*view.summaries, added["summaries"]),
@@ -394,6 +398,9 @@ class Store:
             return True
         return False
 
+    def _sealed(self, row: FileRow) -> SealedFile:
+        return SealedFile(self._links.path(row.name), *msgspec.structs.astuple(row))
+
     def wait_for_room(self, rows: int, size: int, timeout_s: float) -> bool:
         """Wait until fewer than so many hot rows and bytes are left; False where the time is up first."""
         with self._room:
@@ -410,18 +417,3 @@ class Store:
 
 def _snapshot(view: _View) -> Snapshot:
     return Snapshot(view.seq, view.flushed, view.files, view.frozen.tables + view.active.tables, view.rollups)
-
-
-def _sealed(root: Path, row: FileRow) -> SealedFile:
-    return SealedFile(
-        path=root / row.name,
-        name=row.name,
-        day=row.day,
-        rows=row.rows,
-        min_seq=row.min_seq,
-        max_seq=row.max_seq,
-        min_time_us=row.min_time,
-        max_time_us=row.max_time,
-        bytes=row.bytes,
-        sum=row.sum,
-    )

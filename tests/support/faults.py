@@ -33,7 +33,7 @@ class FaultyDisk(Disk):
         self.code = code
         self.times = times
         self.only: tuple[str, ...] = ()
-        self._names: dict[Path, dict[str, int]] = {}
+        self._names: dict[int, dict[str, int]] = {}
         self._bytes: dict[int, bytes] = {}
         self._held: list[int] = []
         if root.is_dir():
@@ -62,34 +62,43 @@ class FaultyDisk(Disk):
 
     # -- what is durable
 
-    def _keep_file(self, path: Path) -> None:
+    def _held_inode(self, path: Path) -> int:
         handle = os.open(path, os.O_RDONLY)
         self._held.append(handle)
-        self._bytes[os.fstat(handle).st_ino] = path.read_bytes()
+        return os.fstat(handle).st_ino
+
+    def _keep_file(self, path: Path) -> None:
+        self._bytes[self._held_inode(path)] = path.read_bytes()
 
     def _keep_names(self, directory: Path) -> None:
         found = {}
         for path in directory.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 found[path.name] = path.lstat().st_ino
-        self._names[directory] = found
+                if path.is_dir() and found[path.name] not in self._names:
+                    self._names[self._held_inode(path)] = {}
+        inode = directory.stat().st_ino
+        if inode not in self._names:
+            self._held_inode(directory)
+        self._names[inode] = found
 
     def survivors(self, target: Path) -> Path:
         """What is left after a power cut, copied to `target`."""
-        for name in self._names.get(self.root.parent, {}):
-            if name == self.root.name:
-                self._survive(self.root, target)
+        inode = self._names.get(self.root.parent.stat().st_ino, {}).get(self.root.name)
+        if inode is not None:
+            self._survive(inode, self.root, target)
         return target
 
-    def _survive(self, source: Path, target: Path) -> None:
+    def _survive(self, inode: int, source: Path, target: Path) -> None:
         target.mkdir(parents=True)
-        for name, inode in self._names.get(source, {}).items():
-            if (source / name) in self._names or (source / name).is_dir():
-                self._survive(source / name, target / name)
+        for name, child in self._names[inode].items():
+            if child in self._names:
+                self._survive(child, source / name, target / name)
             elif not name.startswith("catalog.sqlite"):
-                (target / name).write_bytes(self._bytes.get(inode, b""))
-        for path in source.glob("catalog.sqlite*"):
-            shutil.copyfile(path, target / path.name)
+                (target / name).write_bytes(self._bytes.get(child, b""))
+        if target.name == "internal":
+            for path in source.glob("catalog.sqlite*"):
+                shutil.copyfile(path, target / path.name)
 
     # -- the calls
 
@@ -122,9 +131,21 @@ class FaultyDisk(Disk):
         self.call("unlink", source)
         os.unlink(source)
 
+    def link(self, source: Path, target: Path) -> None:
+        self.call("link", target)
+        super().link(source, target)
+
+    def exchange(self, first: Path, second: Path) -> None:
+        self.call("exchange", second)
+        super().exchange(first, second)
+
     def remove(self, path: Path) -> None:
         self.call("remove", path)
         super().remove(path)
+
+    def remove_directory(self, path: Path) -> None:
+        self.call("remove_directory", path)
+        super().remove_directory(path)
 
     def appender(self, path: Path, length: int) -> Appender:
         self.call("open", path)
