@@ -164,7 +164,9 @@ def _check_config(options: argparse.Namespace) -> int:
     config = _config(options)
     import msgspec
 
-    print(msgspec.json.format(msgspec.json.encode(config), indent=2).decode())
+    from service.config import shown
+
+    print(msgspec.json.format(msgspec.json.encode(shown(config)), indent=2).decode())
     return 0
 
 

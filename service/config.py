@@ -12,15 +12,28 @@ import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
 
+from outbox.forwarder.settings import Forward
 from store.errors import ConfigError
 from store.schema import SCALE, SCALED_VALUE_LIMIT
 
-__all__ = ["Alerts", "Api", "Config", "Ingest", "Log", "Outbox", "Rejected", "StoreConfig", "check_bind", "load_config"]
+__all__ = [
+    "Alerts",
+    "Api",
+    "Config",
+    "Ingest",
+    "Log",
+    "Outbox",
+    "Rejected",
+    "StoreConfig",
+    "check_bind",
+    "load_config",
+    "shown",
+]
 
 Positive = Annotated[int, Meta(gt=0)]
 Seconds = Annotated[float, Meta(gt=0, le=31_536_000)]
@@ -103,6 +116,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rejected: Rejected = Rejected()
     api: Api = Api()
     log: Log = Log()
+    forward: tuple[Forward, ...] = ()
 
 
 def load_config(
@@ -146,6 +160,15 @@ def check_bind(config: Config) -> None:
         )
 
 
+def shown(config: Config) -> dict[str, Any]:
+    """The configuration as plain values, for a person to read: what is secret is hidden."""
+    values: dict[str, Any] = msgspec.to_builtins(config)
+    for table, forward in zip(values["forward"], config.forward, strict=True):
+        table["url"] = forward.shown_url
+        table["secret"] = "***" if forward.secret else ""
+    return values
+
+
 def retention_s(text: str) -> float | None:
     """Seconds of a retention such as `30d`, `12h`, `15m` or `90s`; None for `forever`."""
     if text == "forever":
@@ -164,20 +187,32 @@ _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
 
 def _sections() -> dict[str, tuple[str, ...]]:
     return {
-        field.name: tuple(inner.name for inner in msgspec.structs.fields(field.type))
+        field.name: tuple(inner.name for inner in msgspec.structs.fields(_table(field.type) or field.type))
         for field in msgspec.structs.fields(Config)
     }
 
 
+def _table(kind: Any) -> Any:
+    """The type of one table where a section is an array of tables (`[[forward]]`), else None."""
+    return get_args(kind)[0] if get_origin(kind) is tuple else None
+
+
+def _arrays() -> frozenset[str]:
+    return frozenset(field.name for field in msgspec.structs.fields(Config) if _table(field.type))
+
+
 def _check(values: Mapping[str, Any], source: str) -> None:
     """Unknown sections and keys are errors that name the nearest one."""
-    sections = _sections()
-    for section, keys in values.items():
+    sections, arrays = _sections(), _arrays()
+    for section, content in values.items():
         if section not in sections:
             raise ConfigError(f"{source}: there is no section [{section}]{_nearest(section, sections)}")
-        if not isinstance(keys, dict):
+        tables = content if section in arrays and isinstance(content, list) else [content]
+        if not all(isinstance(table, dict) for table in tables):
             raise ConfigError(f"{source}: {section} is a section: write [{section}] and its keys below it")
-        for key in keys:
+        if section in arrays and not isinstance(content, list):
+            raise ConfigError(f"{source}: {section} is an array of tables: write [[{section}]] above the keys of each")
+        for key in [key for table in tables for key in table]:
             if key not in sections[section]:
                 raise ConfigError(f"{source}: there is no key {section}.{key}{_nearest(key, sections[section])}")
 
@@ -189,6 +224,8 @@ def _nearest(name: str, known: Any) -> str:
 
 def _environment_key(name: str) -> tuple[str, str]:
     section, _, key = name.removeprefix(_PREFIX).lower().partition("__")
+    if section in _arrays():
+        raise ConfigError(f"{name}: the tables of [[{section}]] can only be set in the file")
     _check({section: {key: None}}, f"the environment variable {name}")
     return section, key
 
@@ -219,12 +256,23 @@ def _converted(values: Mapping[str, Any], source: str) -> Config:
         config = msgspec.convert({**values, "alerts": alerts}, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {_readable(str(error))}") from None
+    _check_forward(config, source)
     for key, text in (("outbox.retention", config.outbox.retention), ("rejected.retention", config.rejected.retention)):
         try:
             retention_s(text)
         except ConfigError as error:
             raise ConfigError(f"{source}: {key}: {error}") from None
     return config
+
+
+def _check_forward(config: Config, source: str) -> None:
+    for number, table in enumerate(config.forward):
+        try:
+            table.check()
+        except ConfigError as error:
+            raise ConfigError(f"{source}: forward[{number}] ({table.name}): {error}") from None
+        if table.name in [other.name for other in config.forward[:number]]:
+            raise ConfigError(f"{source}: forward[{number}]: the name {table.name!r} is taken: each sink has its own")
 
 
 def _readable(message: str) -> str:

@@ -11,11 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.config import Config, check_bind, load_config, retention_s
+from outbox.forwarder.settings import Forward
+from service.config import Config, check_bind, load_config, retention_s, shown
 from store.errors import ConfigError
 
 DOCUMENTED = Path(__file__).parents[2] / "config.toml"
-DEFAULTS: dict[str, dict[str, Any]] = msgspec.to_builtins(Config())
+ARRAYS = ("forward",)
+DEFAULTS: dict[str, dict[str, Any]] = {
+    section: keys for section, keys in msgspec.to_builtins(Config()).items() if section not in ARRAYS
+}
 KEYS = [(section, key) for section, keys in DEFAULTS.items() for key in keys]
 
 # A value other than the default for every key, as it stands in an environment variable, and what it becomes.
@@ -253,3 +257,78 @@ def test_another_host_is_served_only_where_anyone_is_allowed(host: str) -> None:
     with pytest.raises(ConfigError, match="allow_anonymous"):
         check_bind(load_config(DOCUMENTED, overrides={"api.host": host}))
     check_bind(load_config(DOCUMENTED, overrides={"api.host": host, "api.allow_anonymous": True}))
+
+
+FORWARD = '[[forward]]\nname = "billing"\nurl = "http://127.0.0.1:9000/hook"\n'
+
+
+def test_the_commented_table_of_the_file_is_one_with_the_defaults(tmp_path: Path) -> None:
+    """Arrays have no default, so config.toml shows a table as comments: uncommented it loads, and no key lacks."""
+    lines = DOCUMENTED.read_text("utf-8").partition("# [[forward]]")
+    text = "".join(line.removeprefix("# ") + "\n" for line in ("# " + lines[1][2:] + lines[2]).splitlines())
+    (table,) = load_config(written(tmp_path, text)).forward
+    assert set(tomllib.loads(text)["forward"][0]) == set(Forward.__struct_fields__)
+    expected = Forward("billing", "http://127.0.0.1:9000/hook", batch=100)
+    assert table == expected
+
+
+def test_tables_of_an_array_are_read_in_order(tmp_path: Path) -> None:
+    """As many as there are."""
+    text = FORWARD + FORWARD.replace("billing", "audit") + 'start = 7\nunit = "SEK"\nfeed = "alerts"\n'
+    first, second = load_config(written(tmp_path, text)).forward
+    assert (first.name, first.start, second.name, second.start, second.feed) == (
+        "billing", "earliest", "audit", 7, "alerts",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (FORWARD.replace("[[forward]]", "[forward]"), ["array of tables", "[[forward]]"]),
+        (FORWARD + "bach = 1\n", ["forward.bach", "'batch'"]),
+        (FORWARD + FORWARD, ["forward[1]", "'billing' is taken"]),
+        (FORWARD + "start = 'newest'\n", ["forward[0].start", "'newest'"]),
+        (FORWARD.replace("http://", "gopher://"), ["forward[0] (billing)", "gopher", "http://"]),
+        (FORWARD.replace("http://127.0.0.1:9000/hook", "redis://localhost/0"), ["?stream="]),
+        (FORWARD.replace("http://127.0.0.1:9000/hook", "nats://localhost?stream=A"), ["?subject="]),
+        (FORWARD.replace("http://127.0.0.1:9000/hook", "kafka://localhost?topic=A&acks=0"), ["'acks'", "topic"]),
+        (FORWARD.replace("http://127.0.0.1:9000/hook", "file://srv/out"), ["file:///srv/out"]),
+        (FORWARD.replace("http://127.0.0.1:9000/hook", "http://x:port/"), ["is no URL"]),
+        (FORWARD.replace("billing", "../x"), ["forward[0].name"]),
+        ("[[api]]\nport = 1\n", ["api is a section"]),
+        ("forward = [1]\n", ["forward"]),
+    ],
+)
+def test_what_is_wrong_in_a_table_is_named_with_the_table(tmp_path: Path, text: str, words: list[str]) -> None:
+    """Its number and name, and what is allowed."""
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert all(word in str(error.value) for word in [*words, str(path)]), str(error.value)
+
+
+def test_arrays_of_tables_are_not_set_from_the_environment() -> None:
+    """A variable would have to say which table it means."""
+    with pytest.raises(ConfigError, match=r"\[\[forward\]\] can only be set in the file"):
+        load_config(DOCUMENTED, environ={"ONCELAKE_FORWARD__NAME": "x"})
+
+
+def test_what_is_secret_is_not_shown(tmp_path: Path) -> None:
+    """Neither the secret of a webhook nor the password in a URL."""
+    text = FORWARD + 'secret = "whsec_aGVq"\n' + FORWARD.replace("billing", "queue")
+    text = text.replace("hook", "hook?token=t0ken", 1)
+    text = text[::-1].replace("http://127.0.0.1:9000/hook"[::-1], "amqp://u:passw0rd@h/?routing_key=r"[::-1], 1)[::-1]
+    found = str(shown(load_config(written(tmp_path, text))))
+    assert "whsec" not in found and "passw0rd" not in found and "t0ken" not in found
+    assert "amqp://u:***@h/?routing_key=r" in found and "http://127.0.0.1:9000/hook?***" in found
+
+
+def test_secrets_come_from_the_environment_or_a_file(tmp_path: Path) -> None:
+    """Each word of the variable and each line of the file is one."""
+    (tmp_path / "secret").write_text("whsec_a\nwhsec_b\n")
+    table = Forward("n", "http://h/", secret=("whsec_c", "env:MINE", f"file:{tmp_path}/secret"))
+    assert table.secrets({"MINE": "whsec_d"}) == ("whsec_c", "whsec_d", "whsec_a", "whsec_b")
+    with pytest.raises(ConfigError, match="MINE"):
+        table.secrets({})
+    with pytest.raises(ConfigError, match="none"):
+        Forward("n", "http://h/", secret=f"file:{tmp_path}/none").secrets({})
