@@ -329,6 +329,7 @@ class Committer:
                 again.append(job)
             else:
                 job.future.set_result(Result(job.answer, result.duplicate_seq))
+        store.settle()  # after the answers: nobody waits for it
         if again:
             with self._wakeup:
                 for job in reversed(again):

@@ -1,13 +1,15 @@
 """Hot rows: what is committed and not yet in the Parquet, with its part of the index and of the summaries.
 
-A `Hot` is a value: adding a commit makes a new one, so a reader keeps what it has. Small pieces are merged into larger
-ones on the way, so that thousands of single POSTs do not become thousands of pieces.
+A `Hot` is a value: adding a commit makes a new one, so a reader keeps what it has. A commit is added in two steps: its
+rows can be read at once, so that clients need not wait for more; `settled` makes its runs, before the next commit
+looks into them. Small pieces are merged into larger ones on the way, so that thousands of single POSTs do not become
+thousands of pieces.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import pyarrow as pa
@@ -41,21 +43,46 @@ class Committed:
 
 @dataclass(frozen=True)
 class Hot:
-    """Rows in order of seq, dense, and the runs over them. `bytes` counts the rows' Arrow buffers."""
+    """Rows in order of seq, dense, and the runs over them. `bytes` counts the rows' Arrow buffers.
 
-    tables: tuple[pa.Table, ...] = ()
+    `fresh` are commits whose rows are not in `settled_tables` yet, nor in the runs.
+    """
+
+    settled_tables: tuple[pa.Table, ...] = ()
     index: tuple[Run, ...] = ()
     summaries: tuple[Run, ...] = ()
     rows: int = 0
     bytes: int = 0
+    fresh: tuple[Committed, ...] = ()
+
+    @property
+    def tables(self) -> tuple[pa.Table, ...]:
+        """All rows."""
+        return (*self.settled_tables, *(committed.rows for committed in self.fresh))
 
     def added(self, committed: Committed) -> Hot:
-        """With the records of one more commit."""
+        """With the records of one more commit, to be settled."""
+        return replace(
+            self,
+            rows=self.rows + committed.rows.num_rows,
+            bytes=self.bytes + committed.rows.nbytes,
+            fresh=(*self.fresh, committed),
+        )
+
+    def settled(self) -> Hot:
+        """With all commits in the runs."""
+        hot = self
+        for committed in self.fresh:
+            hot = hot._with_runs_of(committed)
+        return replace(hot, fresh=()) if self.fresh else self
+
+    def _with_runs_of(self, committed: Committed) -> Hot:
         rows = committed.rows
         times = rows.column("time").combine_chunks().cast(pa.int64()).to_numpy()
         words = index.pack_words(times, rows.column("seq").to_numpy())
-        return Hot(
-            tables=_merged((*self.tables, rows), lambda table: table.num_rows, _concatenated),
+        return replace(
+            self,
+            settled_tables=_merged((*self.settled_tables, rows), lambda table: table.num_rows, _concatenated),
             index=_merged(
                 (*self.index, index.entries(committed.id_hi, committed.id_lo, words, committed.fingerprint)),
                 lambda run: run.rows,
@@ -66,8 +93,6 @@ class Hot:
                 lambda run: run.rows,
                 lambda runs: combined(runs, summaries.added_up),
             ),
-            rows=self.rows + rows.num_rows,
-            bytes=self.bytes + rows.nbytes,
         )
 
 

@@ -287,7 +287,7 @@ def rebuild_runs(disk: Disk, root: Path, hasher: Hasher, files: list[FileRow], f
     pieces: dict[str, list[Run]] = {"index": [], "summaries": []}
     for row in files:
         rows = pq.read_table(root / row.name, columns=STORED.names, partitioning=None).cast(STORED)
-        hot = Hot().added(hashed(hasher, rows.combine_chunks()))
+        hot = Hot().added(hashed(hasher, rows.combine_chunks())).settled()
         pieces["index"].extend(hot.index)
         pieces["summaries"].extend(hot.summaries)
     made = [_rebuilt(disk, root, kind, KINDS[kind].merged(runs), flushed) for kind, runs in pieces.items()]
@@ -351,7 +351,7 @@ def recover_hot(root: Path, hasher: Hasher, state: JournalState, flushed: int) -
         seqs = rows.column("seq").to_numpy()
         if first != expected or not np.array_equal(seqs, np.arange(first, first + len(seqs))):
             raise CorruptionError(f"outbox/notifications: seq {expected} is missing or out of order near {first}")
-        hot = hot.added(hashed(hasher, rows))
+        hot = hot.added(hashed(hasher, rows)).settled()
         expected += len(seqs)
     if expected != state.seq + 1:
         raise CorruptionError(

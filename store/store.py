@@ -189,14 +189,28 @@ class Store:
         """What a read sees, in one step."""
         return _snapshot(self._view)
 
+    def settle(self) -> _View:
+        """Make the runs of what was committed last; the view with them.
+
+        A commit leaves that undone, because its clients need not wait for it.
+        """
+        view = self._view
+        if not view.active.fresh:
+            return view
+        active = view.active.settled()
+        with self._exchange:
+            if self._view.active is view.active:
+                self._view = replace(self._view, active=active)
+        return replace(view, active=active)
+
     def find_ids(self, hi: U64, lo: U64) -> Hits:
         """Index rows that share a hash with one of these; `hi` must ascend."""
-        view = self._view
+        view = self.settle()
         return index.find((*view.active.index, *view.frozen.index, *view.index), hi, lo)
 
     def find_summaries(self, hi: U64, lo: U64) -> tuple[I64, pa.RecordBatch]:
         """What is known of keys by unit, as (position in the question, row of `SUMMARY_SCHEMA`); `hi` must ascend."""
-        view = self._view
+        view = self.settle()
         return summaries.find((*view.active.summaries, *view.frozen.summaries, *view.summaries), hi, lo)
 
     def rows_at(self, days: I64, seqs: I64) -> pa.Table:
@@ -206,7 +220,7 @@ class Store:
     def find(self, record_id: str) -> pa.Table | None:
         """The stored record with this recordId (one row, schema `STORED`), or None."""
         hi, lo = self.hasher.identify(pa.array([record_id], pa.string()))
-        view = self._view
+        view = self.settle()
         hits = index.find((*view.active.index, *view.frozen.index, *view.index), hi, lo)
         if not len(hits.seq):
             return None
@@ -339,7 +353,7 @@ class Store:
             if not self._view.frozen.rows:
                 if not self._view.active.rows:
                     return 0
-                self._view = replace(self._view, frozen=self._view.active, active=Hot())
+                self._view = replace(self._view, frozen=self._view.active.settled(), active=Hot())
             frozen = self._view.frozen
         try:
             if self._intent is None:
