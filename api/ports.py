@@ -20,9 +20,20 @@ class Intake(Protocol):
     """Takes bodies of `POST /records`."""
 
     def submit(
-        self, body: bytes, media_type: str, encoding: str | None, *, atomic: bool, dry_run: bool, request_id: str
+        self,
+        body: bytes,
+        media_type: str,
+        encoding: str | None,
+        *,
+        atomic: bool,
+        dry_run: bool,
+        request_id: str,
+        sources: frozenset[str] | None = None,
     ) -> Promise[Reply]:
-        """Decode a body in this thread and queue it; raises what is wrong with it (`store.errors`)."""
+        """Decode a body in this thread and queue it; raises what is wrong with it (`store.errors`).
+
+        Records of other sources than `sources` (None is all) are rejected.
+        """
 
 
 class Reader(Protocol):

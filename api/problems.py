@@ -38,10 +38,13 @@ _TITLES = {413: "Content Too Large", 422: "Unprocessable Content"}
 class ProblemError(Exception):
     """A problem that the API itself finds."""
 
-    def __init__(self, status: int, code: str, detail: str, **members: Any) -> None:
+    def __init__(
+        self, status: int, code: str, detail: str, *, headers: dict[str, str] | None = None, **members: Any
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.code = code
+        self.headers = headers
         self.members = members
 
 
@@ -65,7 +68,7 @@ def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[byte
     """The problem that an exception is."""
     match error:
         case ProblemError():
-            headers = {"connection": "close"} if error.status == HTTPStatus.REQUEST_TIMEOUT else None
+            headers = {"connection": "close"} if error.status == HTTPStatus.REQUEST_TIMEOUT else error.headers
             return problem(error.status, error.code, str(error), headers=headers, **error.members)
         case QueryError():
             named: dict[str, Any] = {"parameter": error.parameter} if error.parameter else {}

@@ -15,6 +15,7 @@ import pyarrow as pa
 from litestar import Request, Response, get, post
 from litestar.response import Stream
 
+from api.access import grant_of
 from api.answers import aggregation, continued
 from api.negotiation import wanted
 from api.parameters import Parameters, filters_of
@@ -91,6 +92,7 @@ class Records:
                 415, "unsupported_format", "say what the body is in Content-Type, as in application/json"
             )
         body = await self._body(request)
+        grant = grant_of(request.scope)
         submit = functools.partial(
             self._intake.submit,
             body,
@@ -99,6 +101,7 @@ class Records:
             atomic=atomic,
             dry_run=dry_run,
             request_id=request_id(request.scope),
+            sources=grant.sources if grant else None,
         )
         if len(body) <= self._settings.inline_bytes:
             future = submit()

@@ -15,9 +15,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
 
 from watchfiles import watch
 
@@ -40,11 +40,15 @@ _IN_FLIGHT = 256
 
 @dataclass(frozen=True)
 class InboxSettings:
-    """`settle_s`: how long size and time of a file rest before it is taken, where leases do not work."""
+    """`settle_s`: how long size and time of a file rest before it is taken, where leases do not work.
+
+    `sources`: the sourceIds that files below a folder of the inbox may bring; the innermost one holds.
+    """
 
     root: Path
     settle_s: float = 2.0
     rescan_s: float = 2.0
+    sources: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 class Inbox:
@@ -108,7 +112,9 @@ class Inbox:
                 break
             name = str(path.relative_to(self._inbox))
             try:
-                pending.append(submit_file(self._committer, path, name, self._rules, self._limits, self._now_us()))
+                pending.append(
+                    submit_file(self._committer, path, name, self._rules_of(name), self._limits, self._now_us())
+                )
             except FileNotFoundError:
                 continue  # taken back by its source
             except StoppingError:
@@ -123,6 +129,14 @@ class Inbox:
         finished += self._settle(pending, at_least=len(pending))
         self.problem = self._trouble
         return finished
+
+    def _rules_of(self, name: str) -> Rules:
+        """The rules of a file, by the innermost folder that is bound to sources."""
+        for folder in PurePath(name).parents:
+            sources = self._settings.sources.get(str(folder))
+            if sources is not None:
+                return replace(self._rules, sources=sources)
+        return self._rules
 
     def _waits(self, name: str, error: Exception) -> None:
         """A file stays in the inbox and is tried again at the next scan."""

@@ -5,6 +5,7 @@ Nothing of a body is committed before all of it is decoded, so a broken one stor
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -37,18 +38,30 @@ class Intake:
         self._limits = limits
 
     def submit(
-        self, body: bytes, media_type: str, encoding: str | None, *, atomic: bool, dry_run: bool, request_id: str
+        self,
+        body: bytes,
+        media_type: str,
+        encoding: str | None,
+        *,
+        atomic: bool,
+        dry_run: bool,
+        request_id: str,
+        sources: frozenset[str] | None = None,
     ) -> Promise[Reply]:
-        """Decode a body and queue it. Raises what is wrong with it, or that the queue is full; see `store.errors`."""
+        """Decode a body and queue it. Raises what is wrong with it, or that the queue is full; see `store.errors`.
+
+        Records of other sources than `sources` (None is all) are rejected.
+        """
+        rules = self._rules if sources is None else dataclasses.replace(self._rules, sources=sources)
         fmt, compression = by_media_type(media_type), by_encoding(encoding)
         source = Source(request=request_id)
         body = decompressed(body, compression, self._limits)
         if fmt is Format.JSON:
-            record = decode_single(body, self._rules)
+            record = decode_single(body, rules)
             if record is not None:
                 return self._single(record, body, source, atomic=atomic, dry_run=dry_run)
         try:
-            chunks = decode_body(body, fmt, Compression.NONE, self._rules, self._limits)
+            chunks = decode_body(body, fmt, Compression.NONE, rules, self._limits)
         except InvalidSchemaError as error:
             return self._refused_schema(error, source, silent=atomic or dry_run)
         reply: Promise[Reply] = Promise()

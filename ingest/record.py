@@ -17,6 +17,7 @@
 | `value_scale` | `value` has more than nine digits after the point |
 | `value_range` | `value` is 10^20 or more, or below −10^20 |
 | `value_negative` | `value` is negative (and `ingest.negative_values` is "reject") |
+| `source_not_allowed` | `sourceId` is none that this token, or this folder of the inbox, may bring |
 
 All errors of a record are told, not only the first. A value never goes through binary floating point: its text is
 taken apart here, so that an exponent of a billion costs nothing.
@@ -56,10 +57,11 @@ _HUGE_EXPONENT_DIGITS = 18
 
 @dataclass(frozen=True)
 class Rules:
-    """What the configuration may loosen."""
+    """What the configuration may loosen, and the `sources` that a batch may bring (None is all)."""
 
     unknown_fields: Literal["reject", "ignore"] = "reject"
     negative_values: Literal["reject", "accept"] = "reject"
+    sources: frozenset[str] | None = None
 
 
 class Number(str):
@@ -89,7 +91,10 @@ def malformed(message: str, *, broken: bool = False, field: str | None = None) -
 
 def parse_record(data: bytes, rules: Rules) -> Record | Rejected:
     """One JSON object as a record, or everything that is wrong with it."""
-    return _plain_record(data) or parse_carefully(data, rules)
+    found = _plain_record(data)
+    if found is None or (rules.sources is not None and found.source_id not in rules.sources):
+        return parse_carefully(data, rules)
+    return found
 
 
 class _Wire(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -221,6 +226,16 @@ def _text(limit: int) -> Callable[[object, Rules, _Problems], str]:
     return check
 
 
+_check_source_text = _text(FIELD_LIMIT)
+
+
+def _check_source(content: object, rules: Rules, problems: _Problems) -> str:
+    source = _check_source_text(content, rules, problems)
+    if not problems and rules.sources is not None and source not in rules.sources:
+        problems.append(("source_not_allowed", f"is {_shown(source)}, which is not allowed to come this way."))
+    return source
+
+
 def _check_type(content: object, rules: Rules, problems: _Problems) -> str:
     if not isinstance(content, str) or isinstance(content, Number):
         problems.append(("type", f"is {_kind(content)}; it must be a string."))
@@ -288,7 +303,7 @@ def _check_value(content: object, rules: Rules, problems: _Problems) -> Decimal:
 _CHECKS: dict[str, Callable[[object, Rules, _Problems], object]] = {
     "recordId": _text(FIELD_LIMIT),
     "time": _check_time,
-    "sourceId": _text(FIELD_LIMIT),
+    "sourceId": _check_source,
     "destinationId": _text(FIELD_LIMIT),
     "type": _check_type,
     "value": _check_value,

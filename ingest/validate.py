@@ -103,6 +103,8 @@ def check_columns(
     sure = np.ones(len(time), np.bool_)
     for name, limit in _LIMITS.items():
         _check_text(strings[name], limit, sure, clean=clean)
+    if rules.sources is not None:
+        sure &= _mask(pc.is_in(strings["sourceId"], pa.array(sorted(rules.sources), strings["sourceId"].type)))
     kind = strings["type"]
     sure &= _mask(pc.or_(pc.equal(kind, "positive"), pc.equal(kind, "negative")))
     columns = {**strings, "time": _check_time(time, sure), "value": _check_value(value, rules, sure)}

@@ -50,6 +50,13 @@ def parser() -> argparse.ArgumentParser:
     rejected.add_argument("--limit", type=_count, default=100)
     rejected.add_argument("--json", action="store_true", help="the lines as they are")
 
+    token = _command(commands, "token", _token, "make a token: printed once, with the table to paste into the config")
+    token.add_argument("--role", required=True, choices=["ingest", "read", "admin"])
+    token.add_argument("--name", required=True, help="whose it is; the log and answers name it")
+    token.add_argument(
+        "--source", action="append", default=[], metavar="SOURCE_ID", help="the only sourceIds it may bring; repeatable"
+    )
+
     _command(commands, "check-config", _check_config, "check the configuration and show what is in force")
     return top
 
@@ -158,6 +165,12 @@ def _rejected(options: argparse.Namespace) -> int:
     from service.rejects import rejected
 
     return rejected(config, options)
+
+
+def _token(options: argparse.Namespace) -> int:
+    from service.token import token
+
+    return token(options)
 
 
 def _check_config(options: argparse.Namespace) -> int:

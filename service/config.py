@@ -11,12 +11,13 @@ import re
 import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
 
+from api.tokens import Token
 from outbox.forwarder.settings import Forward
 from store.errors import ConfigError
 from store.schema import SCALE, SCALED_VALUE_LIMIT
@@ -64,6 +65,7 @@ class Ingest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue_records: Positive = 1_000_000
     atomic_records: Positive = 65_536
     max_decompressed_bytes: Positive = 256 << 20
+    inbox_sources: dict[str, tuple[str, ...]] = {}
 
 
 class Alerts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,6 +118,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rejected: Rejected = Rejected()
     api: Api = Api()
     log: Log = Log()
+    tokens: tuple[Token, ...] = ()
     forward: tuple[Forward, ...] = ()
 
 
@@ -144,6 +147,8 @@ def load_config(
     for name, text in environ.items():
         if name.startswith(_PREFIX) and "__" in name:
             _set(values, *_environment_key(name), text, name)
+        elif name.removeprefix(_PREFIX).lower() in _arrays() and name.startswith(_PREFIX):
+            _set_array(values, name, text)
     for key, value in overrides.items():
         if value is not None:
             section, name = key.split(".")
@@ -153,16 +158,19 @@ def load_config(
 
 def check_bind(config: Config) -> None:
     """Without tokens the service serves loopback only, unless `api.allow_anonymous` says otherwise."""
-    if config.api.host not in _LOOPBACK and not config.api.allow_anonymous:
+    if config.api.host not in _LOOPBACK and not config.tokens and not config.api.allow_anonymous:
         raise ConfigError(
             f"api.host is {config.api.host!r}, and nobody would have to show a token: anyone on that network could "
-            "read and write. Listen on 127.0.0.1, or set api.allow_anonymous = true if that is what you want"
+            "read and write. Make a token with `oncelake token`, listen on 127.0.0.1, or set "
+            "api.allow_anonymous = true if that is what you want"
         )
 
 
 def shown(config: Config) -> dict[str, Any]:
     """The configuration as plain values, for a person to read: what is secret is hidden."""
     values: dict[str, Any] = msgspec.to_builtins(config)
+    for table in values["tokens"]:
+        table["hash"] = "***"
     for table, forward in zip(values["forward"], config.forward, strict=True):
         table["url"] = forward.shown_url
         table["secret"] = "***" if forward.secret else ""
@@ -225,9 +233,24 @@ def _nearest(name: str, known: Any) -> str:
 def _environment_key(name: str) -> tuple[str, str]:
     section, _, key = name.removeprefix(_PREFIX).lower().partition("__")
     if section in _arrays():
-        raise ConfigError(f"{name}: the tables of [[{section}]] can only be set in the file")
+        raise ConfigError(
+            f"{name}: the tables of [[{section}]] are set all at once, as {_PREFIX}{section.upper()}='[{{…}}, …]', "
+            "or in the file"
+        )
     _check({section: {key: None}}, f"the environment variable {name}")
     return section, key
+
+
+def _set_array(values: dict[str, Any], name: str, text: str) -> None:
+    """Set all tables of an array from an environment variable that holds a TOML array of inline tables."""
+    section = name.removeprefix(_PREFIX).lower()
+    try:
+        tables = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:  # the text may hold secrets: it is not shown
+        raise ConfigError(f"{name} is no TOML array of inline tables: {error}") from None
+    _check({section: tables}, f"the environment variable {name}")
+    _converted({section: tables}, name)
+    values[section] = tables
 
 
 def _set(values: dict[str, Any], section: str, key: str, value: Any, source: str) -> None:
@@ -257,6 +280,7 @@ def _converted(values: Mapping[str, Any], source: str) -> Config:
     except msgspec.ValidationError as error:
         raise ConfigError(f"{source}: {_readable(str(error))}") from None
     _check_forward(config, source)
+    _check_tokens(config, source)
     for key, text in (("outbox.retention", config.outbox.retention), ("rejected.retention", config.rejected.retention)):
         try:
             retention_s(text)
@@ -273,6 +297,30 @@ def _check_forward(config: Config, source: str) -> None:
             raise ConfigError(f"{source}: forward[{number}] ({table.name}): {error}") from None
         if table.name in [other.name for other in config.forward[:number]]:
             raise ConfigError(f"{source}: forward[{number}]: the name {table.name!r} is taken: each sink has its own")
+
+
+def _check_tokens(config: Config, source: str) -> None:
+    for number, token in enumerate(config.tokens):
+        try:
+            token.check()
+        except ConfigError as error:
+            raise ConfigError(f"{source}: tokens[{number}] ({token.name}): {error}") from None
+        for other in config.tokens[:number]:
+            if token.name == other.name or token.hash == other.hash:
+                same = "name" if token.name == other.name else "token"
+                raise ConfigError(f"{source}: tokens[{number}] ({token.name}): another one has the same {same}")
+    for folder, sources in config.ingest.inbox_sources.items():
+        if (
+            folder in ("", ".")
+            or str(PurePosixPath(folder)) != folder
+            or {"..", "/"} & set(PurePosixPath(folder).parts)
+        ):
+            raise ConfigError(
+                f"{source}: ingest.inbox_sources: {folder!r} is no folder of the inbox: write it as in "
+                '"source-a" or "north/meters"'
+            )
+        if not sources:
+            raise ConfigError(f"{source}: ingest.inbox_sources: {folder!r} may bring no source at all")
 
 
 def _readable(message: str) -> str:

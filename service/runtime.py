@@ -82,7 +82,12 @@ class Lake:
             self.committer,
             rules,
             Limits(chunk_rows=ingest.chunk_rows),
-            InboxSettings(root, settle_s=ingest.settle_s, rescan_s=ingest.rescan_s),
+            InboxSettings(
+                root,
+                settle_s=ingest.settle_s,
+                rescan_s=ingest.rescan_s,
+                sources={folder: frozenset(names) for folder, names in ingest.inbox_sources.items()},
+            ),
         )
 
     def start(self, *, inbox: bool = True) -> None:

@@ -15,6 +15,7 @@ import uvicorn
 
 from api.app import create_app
 from api.ports import ApiSettings
+from api.tokens import Tokens
 from service.config import Config
 from service.logs import configure_logging
 from service.runtime import Lake, Reader
@@ -56,6 +57,7 @@ def serve(config: Config) -> int:
         lake.intake,
         Reader(lake, engine),
         ApiSettings(config.api.max_body_bytes, config.api.body_timeout_s, config.api.concurrent_queries),
+        Tokens(config.tokens),
     )
     server = _Server(
         uvicorn.Config(
@@ -69,6 +71,7 @@ def serve(config: Config) -> int:
         ),
         f"oncelake serves {lake.store.root} at http://{_address(listener)}",
     )
+    _say_who_may(config)
     lake.start()
     _stop_on_signals(server)
     threading.Thread(target=_stop_on_failure, args=(server, lake), daemon=True).start()
@@ -104,6 +107,17 @@ def _listen(host: str, port: int) -> socket.socket:
 def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _say_who_may(config: Config) -> None:
+    if config.tokens:
+        logger.info("requests need one of %d tokens", len(config.tokens))
+    elif config.api.allow_anonymous:
+        logger.warning(
+            "no tokens are configured, and api.allow_anonymous is set: anyone who reaches it may do anything"
+        )
+    else:
+        logger.info("no tokens are configured: only this machine is served (`oncelake token` makes one)")
 
 
 def _stop_on_signals(server: uvicorn.Server) -> None:

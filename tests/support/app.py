@@ -36,7 +36,15 @@ class FakeIntake:
     calls: list[dict[str, Any]] = field(default_factory=list)
 
     def submit(
-        self, body: bytes, media_type: str, encoding: str | None, *, atomic: bool, dry_run: bool, request_id: str
+        self,
+        body: bytes,
+        media_type: str,
+        encoding: str | None,
+        *,
+        atomic: bool,
+        dry_run: bool,
+        request_id: str,
+        sources: frozenset[str] | None = None,
     ) -> Future[Reply]:
         self.calls.append(
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.tokens import Token
 from outbox.forwarder.settings import Forward
 from service.config import Config, check_bind, load_config, retention_s, shown
 from store.errors import ConfigError
 
 DOCUMENTED = Path(__file__).parents[2] / "config.toml"
-ARRAYS = ("forward",)
+ARRAYS = ("tokens", "forward")
 DEFAULTS: dict[str, dict[str, Any]] = {
     section: keys for section, keys in msgspec.to_builtins(Config()).items() if section not in ARRAYS
 }
@@ -40,6 +42,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "ingest.queue_records": ("12", 12),
     "ingest.atomic_records": ("13", 13),
     "ingest.max_decompressed_bytes": ("14", 14),
+    "ingest.inbox_sources": ('{ "north/a" = ["a", "b"] }', {"north/a": ("a", "b")}),
     "alerts.threshold": ("0.50", "0.5"),
     "alerts.by_unit": ('{ SEK = "5.10" }', {"SEK": "5.1"}),
     "alerts.by_destination": ('{ "dest-1" = 7 }', {"dest-1": "7"}),
@@ -257,6 +260,70 @@ def test_another_host_is_served_only_where_anyone_is_allowed(host: str) -> None:
     with pytest.raises(ConfigError, match="allow_anonymous"):
         check_bind(load_config(DOCUMENTED, overrides={"api.host": host}))
     check_bind(load_config(DOCUMENTED, overrides={"api.host": host, "api.allow_anonymous": True}))
+    check_bind(load_config(DOCUMENTED, environ={"ONCELAKE_TOKENS": f"[{INLINE}]"}, overrides={"api.host": host}))
+
+
+HASH = "sha256:" + "0123456789abcdef" * 4
+INLINE = f'{{ name = "a", role = "ingest", hash = "{HASH}", sources = ["source-a"] }}'
+TOKEN = f'[[tokens]]\nname = "a"\nrole = "ingest"\nhash = "{HASH}"\nsources = ["source-a"]\n'
+
+
+def test_the_commented_token_of_the_file_has_every_key(tmp_path: Path) -> None:
+    """Uncommented it is a table as `oncelake token` prints it."""
+    commented = re.findall(r"^# (\w+ = .*)$", DOCUMENTED.read_text("utf-8").split("# [[tokens]]")[1], re.MULTILINE)[:4]
+    (token,) = load_config(written(tmp_path, "[[tokens]]\n" + "\n".join(commented))).tokens
+    assert token == Token("a", "ingest", HASH, ("source-a",))
+
+
+def test_tokens_come_from_the_file_or_all_at_once_from_the_environment(tmp_path: Path) -> None:
+    """The variable replaces those of the file."""
+    path = written(tmp_path, TOKEN + TOKEN.replace('"a"', '"b"', 1).replace("0", "f"))
+    assert [token.name for token in load_config(path).tokens] == ["a", "b"]
+    (token,) = load_config(path, environ={"ONCELAKE_TOKENS": f"[{INLINE}]"}).tokens
+    assert token == Token("a", "ingest", HASH, ("source-a",))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (TOKEN.replace("ingest", "root"), ["tokens[0].role", "'root'"]),
+        (TOKEN.replace('"ingest"', '"read"'), ["tokens[0] (a)", "sources bind a token that only ingests"]),
+        (TOKEN.replace(HASH, "olk_secret"), ["tokens[0] (a)", "the token itself"]),
+        (TOKEN.replace(HASH, "sha256:abc"), ["tokens[0] (a)", "64 hexadecimal digits"]),
+        (TOKEN.replace(HASH, HASH.upper()), ["tokens[0] (a)", "64 hexadecimal digits"]),
+        (TOKEN + TOKEN.replace("0", "f"), ["tokens[1] (a)", "the same name"]),
+        (TOKEN + TOKEN.replace('"a"', '"b"', 1), ["tokens[1] (b)", "the same token"]),
+        (TOKEN.replace('"a"', '"a\\n"', 1), ["control character"]),
+        (TOKEN.replace('"a"', '""', 1), ["tokens[0].name"]),
+        (TOKEN.replace("sources", "source"), ["tokens.source", "'sources'"]),
+        (TOKEN.replace("[[tokens]]", "[tokens]"), ["[[tokens]]"]),
+        ('[ingest]\ninbox_sources = { "../x" = ["a"] }\n', ["inbox_sources", "'../x'"]),
+        ('[ingest]\ninbox_sources = { "/x" = ["a"] }\n', ["inbox_sources", "'/x'"]),
+        ('[ingest]\ninbox_sources = { "x/" = ["a"] }\n', ["inbox_sources", "'x/'"]),
+        ('[ingest]\ninbox_sources = { "" = ["a"] }\n', ["inbox_sources", "''"]),
+        ('[ingest]\ninbox_sources = { "x" = [] }\n', ["inbox_sources", "no source"]),
+    ],
+)
+def test_what_is_wrong_with_a_token_or_a_folder_is_named(tmp_path: Path, text: str, words: list[str]) -> None:
+    """And no secret with it."""
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    assert all(word in str(error.value) for word in [*words, str(path)]), str(error.value)
+    assert "olk_secret" not in str(error.value)
+
+
+def test_a_broken_variable_of_tokens_is_not_repeated() -> None:
+    """It may hold what nobody is to read in a log."""
+    with pytest.raises(ConfigError, match="ONCELAKE_TOKENS is no TOML array") as error:
+        load_config(environ={"ONCELAKE_TOKENS": "[{ hash = olk_secret }]"})
+    assert "olk_secret" not in str(error.value)
+
+
+def test_a_shown_configuration_holds_no_hash(tmp_path: Path) -> None:
+    """Only that there is one."""
+    found = shown(load_config(written(tmp_path, TOKEN)))["tokens"]
+    assert list(found) == [{"name": "a", "role": "ingest", "hash": "***", "sources": ("source-a",)}]
 
 
 FORWARD = '[[forward]]\nname = "billing"\nurl = "http://127.0.0.1:9000/hook"\n'
@@ -307,9 +374,9 @@ def test_what_is_wrong_in_a_table_is_named_with_the_table(tmp_path: Path, text: 
     assert all(word in str(error.value) for word in [*words, str(path)]), str(error.value)
 
 
-def test_arrays_of_tables_are_not_set_from_the_environment() -> None:
+def test_one_key_of_a_table_is_not_set_from_the_environment() -> None:
     """A variable would have to say which table it means."""
-    with pytest.raises(ConfigError, match=r"\[\[forward\]\] can only be set in the file"):
+    with pytest.raises(ConfigError, match=r"\[\[forward\]\] are set all at once"):
         load_config(DOCUMENTED, environ={"ONCELAKE_FORWARD__NAME": "x"})
 
 
