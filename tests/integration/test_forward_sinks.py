@@ -1,0 +1,115 @@
+"""Real sinks: what a consumer finds is the feed, complete, in order, to the byte, whoever is killed on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from outbox.forwarder.shipper import Shipper
+from tests.support.forwarding import ListSource, drive, line_of, lines_of, shipper
+from tests.support.servers import Server, redis_server
+
+COUNT = 5_000
+
+
+@pytest.fixture(scope="module")
+def redis_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+def redis_url(server: Server, key: str, more: str = "") -> str:
+    return f"redis://127.0.0.1:{server.port}/0?stream={key}{more}"
+
+
+def refused(ship: Shipper) -> str:
+    """Why it does not ship."""
+    ship.step()
+    assert ship.status().state == "refused"
+    return ship.status().problem
+
+
+def test_a_redis_stream_holds_the_feed(tmp_path: Path, redis_up: Server) -> None:
+    """Under the ids of the seqs, and who subscribes to the channel hears it."""
+    source = ListSource(lines_of(1, COUNT))
+    with redis.Redis(port=redis_up.port) as client:
+        heard = client.pubsub()
+        heard.subscribe("ch")
+        assert heard.get_message(timeout=5) is not None
+        drive(shipper(tmp_path, source, redis_url(redis_up, "all", "&channel=ch")), COUNT)
+        found = [(int(entry.split(b"-")[0]), fields[b"data"]) for entry, fields in client.xrange("all")]
+        assert found == source.lines
+        told = [message["data"] for _ in range(COUNT) if (message := heard.get_message(timeout=5))]
+        assert told == [line for _, line in source.lines]
+        heard.close()
+
+
+def test_redis_takes_no_message_twice(tmp_path: Path, redis_up: Server) -> None:
+    """A checkpoint that was lost, or is behind, costs no duplicate."""
+    source = ListSource(lines_of(1, 300))
+    drive(shipper(tmp_path / "a", source, redis_url(redis_up, "twice")), 300)
+    source.lines = lines_of(1, 500)
+    drive(shipper(tmp_path / "b", source, redis_url(redis_up, "twice")), 500)
+    with redis.Redis(port=redis_up.port) as client:
+        assert [fields[b"data"] for _, fields in client.xrange("twice")] == [line for _, line in source.lines]
+
+
+def test_a_redis_stream_that_is_ahead_or_of_another_store_is_refused(tmp_path: Path, redis_up: Server) -> None:
+    """Its entries would have been swallowed as duplicates."""
+    drive(shipper(tmp_path / "a", ListSource(lines_of(1, 20)), redis_url(redis_up, "ahead")), 20)
+    assert "ahead of the store" in refused(
+        shipper(tmp_path / "b", ListSource(lines_of(1, 10)), redis_url(redis_up, "ahead"))
+    )
+    other = ListSource([(seq, line_of(seq, salt="other")) for seq in range(1, 31)])
+    assert "another message" in refused(shipper(tmp_path / "c", other, redis_url(redis_up, "ahead")))
+    with redis.Redis(port=redis_up.port) as client:
+        client.set("text", "x")
+        assert client.xlen("ahead") == 20
+    assert "no stream" in refused(shipper(tmp_path / "d", ListSource(lines_of(1, 9)), redis_url(redis_up, "text")))
+
+
+def test_dead_letters_go_behind_the_end_of_a_redis_stream(tmp_path: Path, redis_up: Server) -> None:
+    """Its ids only rise; `data` still tells the seq, and the stream goes on behind them."""
+    source = ListSource(lines_of(1, 10))
+    ship = shipper(tmp_path, source, redis_url(redis_up, "dead"))
+    drive(ship, 10)
+    ship.desk.bury([(3, line_of(3)), (4, line_of(4))], "test")  # type: ignore[list-item]
+    ship.desk.ask_to_retry()
+    ship._clock.at += 2  # type: ignore[attr-defined]
+    drive(ship, 10)
+    source.lines = lines_of(1, 12)
+    drive(ship, 12)
+    with redis.Redis(port=redis_up.port) as client:
+        found = [(entry.decode(), json.loads(fields[b"data"])["seq"]) for entry, fields in client.xrange("dead", "10")]
+    assert found == [("10-0", 10), ("10-1", 3), ("10-2", 4), ("11-0", 11), ("12-0", 12)]
+
+
+def test_a_folder_holds_the_feed_in_closed_objects(tmp_path: Path) -> None:
+    """Of so many lines, or after so many seconds; together they are the feed."""
+    source, out = ListSource(lines_of(1, 250)), tmp_path / "out"
+    ship = shipper(tmp_path, source, f"file://{out}", batch=100, linger_s=30.0)
+    while ship.shipped < 200:
+        ship._clock.at += ship.step()  # type: ignore[attr-defined]
+    before = ship._clock.at  # type: ignore[attr-defined]
+    drive(ship, 250)
+    assert 29 < ship._clock.at - before < 31  # type: ignore[attr-defined]
+    names = sorted(path.name for path in out.iterdir())
+    assert names == [f"notifications-{first:020d}.jsonl" for first in (1, 101, 201)]
+    assert b"".join((out / name).read_bytes() for name in names) == b"".join(line + b"\n" for _, line in source.lines)
+
+
+def test_objects_never_overlap_whatever_the_checkpoint_says(tmp_path: Path) -> None:
+    """The folder is asked where it ends, and what a killed attempt left beside is cleared away."""
+    source, out = ListSource(lines_of(1, 130)), tmp_path / "out"
+    drive(shipper(tmp_path / "a", source, f"file://{out}", batch=50), 130)
+    (out / f".notifications-{101:020d}.jsonl.tmp").hardlink_to(out / f"notifications-{101:020d}.jsonl")
+    source.lines = lines_of(1, 180)
+    drive(shipper(tmp_path / "b", source, f"file://{out}", batch=50), 180)
+    assert [path.name for path in out.glob(".*")] == []
+    found = b"".join(path.read_bytes() for path in sorted(out.iterdir()))
+    assert found == b"".join(line + b"\n" for _, line in source.lines)
+    assert "ahead" in refused(shipper(tmp_path / "c", ListSource(lines_of(1, 60)), f"file://{out}"))
