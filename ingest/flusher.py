@@ -15,6 +15,9 @@ logger = logging.getLogger("oncelake.flusher")
 
 _RETRY_S = 1.0
 
+_WORTH_ROWS = 32_768
+"""Fewer rows wait for the interval: a source that drops small files all day should not make a file of each."""
+
 
 class Flusher:
     """Flushes a store every `interval_s`, or as soon as it holds `rows` or `size` bytes of hot rows."""
@@ -48,6 +51,11 @@ class Flusher:
     def committed(self) -> None:
         """Told after each commit: wakes the flush when enough is hot."""
         if self._store.hot_rows >= self._rows or self._store.hot_bytes >= self._bytes:
+            self._wakeup.set()
+
+    def caught_up(self) -> None:
+        """Told when all files are done: wakes the flush when enough is hot to be worth files of its own."""
+        if self._store.hot_rows >= _WORTH_ROWS:
             self._wakeup.set()
 
     def run_once(self) -> int:

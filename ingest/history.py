@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ingest.deduplicate import grouped
 from outbox.messages import NO_PREVIOUS, SingleUnit, previous_of_many_units, previous_of_one_unit
@@ -104,7 +105,7 @@ def _running(
         return values
 
     values = limbs(taken.column("value").combine_chunks())
-    is_positive = taken.column("type").combine_chunks().to_numpy(zero_copy_only=False) == "positive"
+    is_positive = pc.equal(taken.column("type").combine_chunks(), "positive").to_numpy(zero_copy_only=False)
     signs = is_positive[:, None]
     positive = running_sums(np.where(signs, values, 0), starts, sizes) + base_sums("positive")[group_of_row]
     negative = running_sums(np.where(signs, 0, values), starts, sizes) + base_sums("negative")[group_of_row]

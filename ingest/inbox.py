@@ -62,6 +62,7 @@ class Inbox:
         limits: Limits,
         settings: InboxSettings,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        on_idle: Callable[[], None] = lambda: None,
     ) -> None:
         self._disk = disk
         self._committer = committer
@@ -69,6 +70,7 @@ class Inbox:
         self._limits = limits
         self._settings = settings
         self._now_us = now_us
+        self._on_idle = on_idle
         self._inbox = settings.root / "inbox"
         self._resting: dict[Path, tuple[int, int, float]] = {}
         self._stop = threading.Event()
@@ -258,9 +260,12 @@ class Inbox:
 
     def _scan(self) -> None:
         """Scan until a scan finds nothing more to finish."""
+        finished = 0
         try:
-            while not self._stop.is_set() and self.run_once():
-                pass
+            while not self._stop.is_set() and (found := self.run_once()):
+                finished += found
+            if finished:
+                self._on_idle()
         except Exception as error:
             self.problem = f"the inbox could not be read: {error}"
             logger.exception("the inbox could not be read, it is tried again")

@@ -90,6 +90,7 @@ class Lake:
                 rescan_s=ingest.rescan_s,
                 sources={folder: frozenset(names) for folder, names in ingest.inbox_sources.items()},
             ),
+            on_idle=self.flusher.caught_up,
         )
         self.forwarder = Forwarder(
             [table for table in config.forward if table.in_service],

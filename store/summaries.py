@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from store.hashing import U64
 from store.runs import I64, Run, paged
@@ -21,6 +22,7 @@ from store.sums import from_limbs, group_sums, limbs
 __all__ = ["SUMMARY_SCHEMA", "added_up", "find", "of_records"]
 
 _DECIMAL = pa.decimal128(38, SCALE)
+_ZERO = pa.scalar("0").cast(_DECIMAL)
 
 SUMMARY_SCHEMA = pa.schema(
     [
@@ -39,8 +41,8 @@ SUMMARY_SCHEMA = pa.schema(
 
 def of_records(hi: U64, lo: U64, stored: pa.Table) -> Run:
     """A run in memory of committed records whose keys hash to (hi, lo)."""
-    values = limbs(stored.column("value").combine_chunks())
-    is_positive = stored.column("type").combine_chunks().to_numpy(zero_copy_only=False) == "positive"
+    values = stored.column("value").combine_chunks()
+    is_positive = pc.equal(stored.column("type").combine_chunks(), "positive")
     times = stored.column("time").combine_chunks().cast(pa.int64())
     rows = pa.record_batch(
         [
@@ -48,8 +50,8 @@ def of_records(hi: U64, lo: U64, stored: pa.Table) -> Run:
             lo,
             stored.column("unit").combine_chunks(),
             np.ones(len(hi), dtype=np.int64),
-            from_limbs(np.where(is_positive[:, None], values, 0)),
-            from_limbs(np.where(is_positive[:, None], 0, values)),
+            pc.if_else(is_positive, values, _ZERO),
+            pc.if_else(is_positive, _ZERO, values),
             times,
             times,
             stored.column("seq").combine_chunks(),
@@ -64,6 +66,8 @@ def added_up(rows: pa.RecordBatch) -> pa.RecordBatch:
     if rows.num_rows == 0:
         return rows
     order, starts = _groups(rows)
+    if len(starts) == len(order):  # most keys of a commit have one record
+        return rows.take(pa.array(order))
     hi, lo = rows.column("hi").to_numpy(), rows.column("lo").to_numpy()
 
     def column(name: str) -> I64:
