@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import msgspec
 
 from store.errors import TransientError
 
-__all__ = ["Catalog", "CatalogDamagedError", "FileRow", "Intent", "Move", "RunRow"]
+__all__ = ["Catalog", "CatalogDamagedError", "FileRow", "Intent", "Move", "RunRow", "Swap"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -83,6 +84,18 @@ class Intent(msgspec.Struct, frozen=True, rename="camel"):
     runs: list[RunRow]
 
 
+class Swap(msgspec.Struct, frozen=True):
+    """A partition that is being compacted: `file` in the place of those that are `gone`.
+
+    `directory` (of the partition) and `staged` are exchanged in one step; all names are relative to the data directory.
+    """
+
+    directory: str
+    staged: str
+    gone: list[str]
+    file: FileRow
+
+
 @dataclass(frozen=True)
 class _Meta:
     frame: int
@@ -91,10 +104,11 @@ class _Meta:
 
 
 class Catalog:
-    """The open catalog. Used by one thread at a time."""
+    """The open catalog. After the start it is used by the flusher and by the compaction, one at a time."""
 
     def __init__(self, path: Path, *, fsync: bool = True) -> None:
         self.path = path
+        self._turn = threading.Lock()
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
@@ -121,7 +135,7 @@ class Catalog:
             runs = [RunRow(*row) for row in self._db.execute("SELECT * FROM runs ORDER BY min_seq, name")]
             intents = [
                 msgspec.json.decode(body, type=Intent)
-                for (body,) in self._db.execute("SELECT body FROM intents ORDER BY id")
+                for (body,) in self._db.execute("SELECT body FROM intents WHERE kind = 'flush' ORDER BY id")
             ]
             found = _Meta(int(meta["frame"]), meta["digest"], int(meta["flushed"])) if meta else None
         except (sqlite3.DatabaseError, msgspec.MsgspecError, KeyError, ValueError) as error:
@@ -131,7 +145,8 @@ class Catalog:
     def intend(self, intent: Intent) -> None:
         """Remember the moves of a flush before the first of them."""
         body = msgspec.json.encode(intent).decode()
-        self._db.execute("INSERT INTO intents (kind, body) VALUES ('flush', ?)", (body,))
+        with self._turn:
+            self._db.execute("INSERT INTO intents (kind, body) VALUES ('flush', ?)", (body,))
 
     def seal(self, intent: Intent, frame: int, digest: str) -> None:
         """The flush is done: its files and runs count from here on, and its intent is gone."""
@@ -142,7 +157,7 @@ class Catalog:
             self._db.executemany(
                 "INSERT OR REPLACE INTO runs VALUES (?,?,?,?,?,?,?)", [_values(row) for row in intent.runs]
             )
-            self._db.execute("DELETE FROM intents")
+            self._db.execute("DELETE FROM intents WHERE kind = 'flush'")
             self._set_meta(frame, digest, intent.last_seq)
 
     def exchange_runs(self, old: list[str], new: RunRow) -> None:
@@ -150,6 +165,28 @@ class Catalog:
         with self._transaction():
             self._db.executemany("DELETE FROM runs WHERE name = ?", [(name,) for name in old])
             self._db.execute("INSERT INTO runs VALUES (?,?,?,?,?,?,?)", _values(new))
+
+    def swaps(self) -> list[Swap]:
+        """The compactions that may be half done."""
+        try:
+            bodies = self._db.execute("SELECT body FROM intents WHERE kind = 'compaction' ORDER BY id").fetchall()
+            return [swap for (body,) in bodies for swap in msgspec.json.decode(body, type=list[Swap])]
+        except (sqlite3.DatabaseError, msgspec.MsgspecError) as error:
+            raise CatalogDamagedError(f"{self.path}: {error}") from error
+
+    def intend_swaps(self, swaps: list[Swap]) -> None:
+        """Remember the exchanges of a compaction before the first of them."""
+        body = msgspec.json.encode(swaps).decode()
+        with self._turn:
+            self._db.execute("INSERT INTO intents (kind, body) VALUES ('compaction', ?)", (body,))
+
+    def swapped(self, swaps: list[Swap]) -> None:
+        """These exchanges are made and durable: their files count from here on; no compaction is under way."""
+        with self._transaction():
+            for swap in swaps:
+                self._db.executemany("DELETE FROM files WHERE name = ?", [(name,) for name in swap.gone])
+                self._db.execute("INSERT OR REPLACE INTO files VALUES (?,?,?,?,?,?,?,?,?)", _values(swap.file))
+            self._db.execute("DELETE FROM intents WHERE kind = 'compaction'")
 
     def make_anew(self, files: list[FileRow], runs: list[RunRow], frame: int, digest: str, flushed: int) -> None:
         """Replace everything."""
@@ -170,14 +207,15 @@ class Catalog:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:  # SQLite has rolled back by itself where the disk is full
-                self._db.execute("ROLLBACK")
-            raise
+        with self._turn:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # SQLite has rolled back by itself where the disk is full
+                    self._db.execute("ROLLBACK")
+                raise
 
 
 def _values(row: msgspec.Struct) -> tuple[object, ...]:

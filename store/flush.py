@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,31 @@ from store.hot import Hot
 from store.kinds import KINDS
 from store.parquet import day_directory, describe, partitions, write_partition
 
-__all__ = ["STAGING", "checksum_of", "clear_staging", "merge_tier", "move_into_place", "stage", "write_run"]
+__all__ = [
+    "STAGING",
+    "PartitionLocks",
+    "checksum_of",
+    "clear_staging",
+    "merge_tier",
+    "move_into_place",
+    "stage",
+    "write_run",
+]
 
 STAGING = "internal/staging"
+
+
+class PartitionLocks:
+    """One lock for each directory of `records/`: a flush renames into it, a compaction exchanges it."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[Path, threading.Lock] = {}
+
+    def of(self, directory: Path) -> threading.Lock:
+        """The lock of a directory."""
+        with self._guard:
+            return self._locks.setdefault(directory, threading.Lock())
 
 
 @dataclass(frozen=True)
@@ -85,13 +108,14 @@ def write_run(
     return RunRow(name, kind, rows, *seqs, size, checksum)
 
 
-def move_into_place(disk: Disk, root: Path, intent: Intent) -> None:
+def move_into_place(disk: Disk, root: Path, intent: Intent, locks: PartitionLocks) -> None:
     """Rename what is staged to its names. Done again after a crash it goes on where it stopped."""
     for move in intent.moves:
         source, target = root / move.source, root / move.target
         disk.make_directory(target.parent)
         if source.exists():
-            disk.rename(source, target)
+            with locks.of(target.parent):
+                disk.rename(source, target)
         elif not target.exists():
             raise CorruptionError(f"{target} of the flush of seqs {intent.first_seq} to {intent.last_seq} is lost")
     for directory in sorted({(root / move.target).parent for move in intent.moves}):

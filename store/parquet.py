@@ -6,6 +6,8 @@ range of its flush in its footer, so that a lost catalog can be made anew from t
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,8 +21,19 @@ import xxhash
 
 from store.catalog import FileRow
 from store.errors import CorruptionError
+from store.schema import STORED
 
-__all__ = ["FLUSH_KEY", "Partition", "day_directory", "describe", "partitions", "write_partition"]
+__all__ = [
+    "FLUSH_KEY",
+    "Partition",
+    "PartitionWriter",
+    "day_directory",
+    "describe",
+    "flush_of",
+    "partition_writer",
+    "partitions",
+    "write_partition",
+]
 
 FLUSH_KEY = b"oncelake.flush"
 _DAY_US = 86_400_000_000
@@ -70,17 +83,68 @@ def partitions(rows: pa.Table) -> list[Partition]:
 
 def write_partition(partition: Partition, path: Path, flush: tuple[int, int]) -> None:
     """Write a partition to a new file, not synced. `flush` is the seq range of the flush that it belongs to."""
-    metadata = {FLUSH_KEY: f"{flush[0]}-{flush[1]}".encode()}
-    pq.write_table(
-        partition.rows.replace_schema_metadata(metadata),
+    with partition_writer(path, flush) as writer:
+        writer.write(partition.rows)
+
+
+class PartitionWriter:
+    """Rows of one day, in their order, into one file; row groups are filled whatever comes at once."""
+
+    def __init__(self, writer: pq.ParquetWriter) -> None:
+        self._writer = writer
+        self._waiting: list[pa.Table] = []
+        self._rows = 0
+
+    def write(self, rows: pa.Table) -> None:
+        """The next rows."""
+        self._waiting.append(rows)
+        self._rows += rows.num_rows
+        if self._rows >= _ROW_GROUP_ROWS:
+            whole = self._rows - self._rows % _ROW_GROUP_ROWS
+            table = pa.concat_tables(self._waiting)
+            self._write(table.slice(0, whole))
+            self._waiting = [table.slice(whole)]
+            self._rows -= whole
+
+    def finish(self) -> None:
+        """The last row group."""
+        if self._rows:
+            self._write(pa.concat_tables(self._waiting))
+
+    def _write(self, rows: pa.Table) -> None:
+        self._writer.write_table(rows.cast(self._writer.schema), row_group_size=_ROW_GROUP_ROWS)
+
+
+@contextlib.contextmanager
+def partition_writer(path: Path, flush: tuple[int, int]) -> Iterator[PartitionWriter]:
+    """A new file for the rows of one day, not synced. `flush` goes into the footer (see `flush_of`)."""
+    with pq.ParquetWriter(
         path,
+        STORED.with_metadata({FLUSH_KEY: f"{flush[0]}-{flush[1]}".encode()}),
         compression="zstd",
         compression_level=1,
-        row_group_size=_ROW_GROUP_ROWS,
         use_dictionary=["sourceId", "destinationId", "type", "unit", "reference", "processedAt"],
         column_encoding={"seq": "DELTA_BINARY_PACKED", "time": "DELTA_BINARY_PACKED"},
         write_page_index=True,
-    )
+    ) as writer:
+        partition = PartitionWriter(writer)
+        yield partition
+        partition.finish()
+
+
+def flush_of(path: Path) -> tuple[int, int]:
+    """The seq range in a file's footer: of its flush, or from the first to the last flush that was merged into it.
+
+    `CorruptionError` where there is none, or the file cannot be read.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        first, last = metadata[FLUSH_KEY].decode().split("-")
+        return int(first), int(last)
+    except KeyError:
+        raise CorruptionError(f"{path} was not written by oncelake: move it out of records/") from None
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise CorruptionError(f"{path} is damaged ({error}): restore it from a backup") from error
 
 
 def describe(path: Path, name: str, day: int) -> FileRow:

@@ -21,16 +21,17 @@ import pyarrow.parquet as pq
 
 from store import rollups
 from store.catalog import Catalog, CatalogDamagedError, FileRow, RunRow
+from store.compaction import clear_compaction, recover_swaps
 from store.errors import CorruptionError
 from store.files import Disk
-from store.flush import STAGING, clear_staging, move_into_place, write_run
+from store.flush import STAGING, PartitionLocks, clear_staging, move_into_place, write_run
 from store.hashing import Hasher
 from store.hot import Committed, Hot
 from store.journal import Checkpoint, FileEnd, Frame, InputState, JournalContents, RulesFrom, Segment
 from store.kinds import KINDS
 from store.log import checked, closed_segment, lines_after, parse_notifications
 from store.outcomes import MAX_PROBLEMS
-from store.parquet import FLUSH_KEY, day_directory, describe
+from store.parquet import day_directory, describe, flush_of
 from store.runs import Run
 from store.schema import STORED
 
@@ -164,6 +165,7 @@ def open_catalog(disk: Disk, root: Path, hasher: Hasher, contents: JournalConten
             catalog.close()
         if not (fresh and contents.frames[-1].last_seq == 0):
             logger.error("the catalog is made anew from the journal and the Parquet files: %s", error)
+    clear_compaction(disk, root)
     if state is not None:
         clear_staging(disk, root)
         return _with_rollups(disk, root, state)
@@ -175,6 +177,7 @@ def open_catalog(disk: Disk, root: Path, hasher: Hasher, contents: JournalConten
 
 def _fitting(disk: Disk, root: Path, catalog: Catalog, contents: JournalContents) -> CatalogState:
     """What the catalog holds if it fits the journal and the files; `CatalogDamagedError` if not."""
+    recover_swaps(disk, root, catalog)
     meta, files, runs, intents = catalog.read()
     if meta is None:
         raise CatalogDamagedError("it is empty")
@@ -197,7 +200,7 @@ def _fitting(disk: Disk, root: Path, catalog: Catalog, contents: JournalContents
                 f"a flush up to seq {intent.last_seq} was under way, but the journal ends at seq {last.last_seq}: its "
                 "end was lost. Restore internal/journal from a backup; the records are in internal/staging and outbox/."
             )
-        move_into_place(disk, root, intent)
+        move_into_place(disk, root, intent, PartitionLocks())
         catalog.seal(intent, last.number, contents.digest.hex())
     if intents:
         meta, files, runs, intents = catalog.read()
@@ -227,17 +230,13 @@ def _made_anew(disk: Disk, root: Path, hasher: Hasher, catalog: Catalog, content
     staged: dict[tuple[int, int], list[tuple[Path, int]]] = {}
     for path in sorted((root / STAGING).glob("*.parquet")):
         with contextlib.suppress(CorruptionError):  # cut off while it was written: nothing of its flush has a name
-            if (found := _flush_of(path)) is not None:
-                staged.setdefault(found, []).append((path, _day_of(path)))
+            staged.setdefault(flush_of(path), []).append((path, _day_of(path)))
     for path in sorted(root.glob("records/**/*.parquet")):
         name = str(path.relative_to(root))
-        found = _flush_of(path)
-        if found is None:
-            raise CorruptionError(f"{path} was not written by oncelake: move it out of {root / 'records'}")
-        flushes.setdefault(found, []).append(describe(path, name, _day_of(path)))
+        flushes.setdefault(flush_of(path), []).append(describe(path, name, _day_of(path)))
     files: list[FileRow] = []
     flushed = 0
-    for (first, last), rows in sorted(flushes.items()):
+    for (first, last), rows in _joined(flushes):
         missing = last - first + 1 - sum(row.rows for row in rows)
         if missing:
             rows.extend(_completed(disk, root, (first, last), rows, staged.get((first, last), [])))
@@ -257,6 +256,18 @@ def _made_anew(disk: Disk, root: Path, hasher: Hasher, catalog: Catalog, content
     runs = rebuild_runs(disk, root, hasher, files, flushed)
     catalog.make_anew(files, runs, contents.frames[-1].number, contents.digest.hex(), flushed)
     return CatalogState(catalog, flushed, files, runs)
+
+
+def _joined(flushes: dict[tuple[int, int], list[FileRow]]) -> list[tuple[tuple[int, int], list[FileRow]]]:
+    """Flushes, and spans of flushes whose files were compacted together, that hold all seqs of their range."""
+    joined: list[tuple[tuple[int, int], list[FileRow]]] = []
+    for (first, last), rows in sorted(flushes.items()):
+        if joined and first <= joined[-1][0][1]:
+            (begin, end), before = joined.pop()
+            joined.append(((begin, max(end, last)), [*before, *rows]))
+        else:
+            joined.append(((first, last), rows))
+    return joined
 
 
 def _completed(
@@ -359,17 +370,6 @@ def recover_hot(root: Path, hasher: Hasher, state: JournalState, flushed: int) -
             "Parquet: restore the segments from a backup"
         )
     return hot
-
-
-def _flush_of(path: Path) -> tuple[int, int] | None:
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-        first, last = metadata[FLUSH_KEY].decode().split("-")
-        return int(first), int(last)
-    except KeyError:
-        return None
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise CorruptionError(f"{path} is damaged ({error}): restore it from a backup") from error
 
 
 def _day_of(path: Path) -> int:

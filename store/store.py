@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 
 from store import index, summaries
 from store.catalog import Catalog, FileRow, Intent, RunRow
+from store.compaction import Compaction, CompactionSettings
 from store.errors import CorruptionError, DiskFullError, OncelakeError, StoppingError
 from store.files import Disk, Lock, is_disk_full
-from store.flush import clear_staging, merge_tier, move_into_place, stage
+from store.flush import PartitionLocks, clear_staging, merge_tier, move_into_place, stage
 from store.hashing import U64, Hasher
 from store.hot import Committed, Hot
 from store.identity import Identity, load_identity
@@ -53,6 +54,7 @@ class StoreSettings:
     flush_rows: int = 500_000
     flush_bytes: int = 192 << 20
     segment_bytes: int = 256 << 20
+    compaction: CompactionSettings = field(default_factory=CompactionSettings)
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,10 @@ class Store:
             index=tuple(runs["index"]),
             summaries=tuple(runs["summaries"]),
             rollups=tuple(runs["rollups"]),
+        )
+        self._locks = PartitionLocks()
+        self.compaction = Compaction(
+            self.disk, self.root, self._catalog, self._links, self._locks, self.settings.compaction, self
         )
         self.write_committed()
 
@@ -362,7 +368,7 @@ class Store:
                 self._catalog.intend(staged)
                 self._intent = staged
             intent = self._intent
-            move_into_place(self.disk, self.root, intent)
+            move_into_place(self.disk, self.root, intent, self._locks)
             self._links.add(row.name for row in intent.files)
             number, digest = self._journal.last
             self._catalog.seal(intent, number, digest.hex())
@@ -414,6 +420,19 @@ class Store:
 
     def _sealed(self, row: FileRow) -> SealedFile:
         return SealedFile(self._links.path(row.name), *msgspec.structs.astuple(row))
+
+    @property
+    def files(self) -> tuple[SealedFile, ...]:
+        """The sealed files."""
+        return self._view.files
+
+    def exchange_files(self, gone: set[str], rows: list[FileRow]) -> None:
+        """Files that a compaction has made take the place of those (by name) that they stand for."""
+        added = tuple(self._sealed(row) for row in rows)
+        with self._exchange:
+            before = self._view.files
+            self._view = replace(self._view, files=tuple(file for file in before if file.name not in gone) + added)
+        self._links.retire(file for file in before if file.name in gone)
 
     def wait_for_room(self, rows: int, size: int, timeout_s: float) -> bool:
         """Wait until fewer than so many hot rows and bytes are left; False where the time is up first."""

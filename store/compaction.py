@@ -1,0 +1,317 @@
+"""Compaction: many small Parquet files of a partition become one, by exchange of the whole directory.
+
+The merged file is written into a new directory outside the analysts' glob, synced and compared with the files that it
+stands for. Then, under the lock of the partition: every other file of the partition is hard-linked beside it, the new
+directory is synced, an intent goes into the catalog, the two directories are exchanged in one call, both parents are
+synced, and one catalog transaction ends it. The old directory stays for a while, under the name of the new one, and is
+removed. A start finishes an exchange that was made and forgets one that was not (`recover_swaps`).
+
+One thread calls `run_once`. Commits and flushes go on beside it; a flush waits for the lock of a partition only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import duckdb
+
+from store.catalog import Catalog, FileRow, Swap
+from store.choice import choose_partitions
+from store.errors import CorruptionError, DiskFullError
+from store.files import Disk, is_disk_full
+from store.flush import PartitionLocks
+from store.links import Links
+from store.merging import checked, merge
+from store.parquet import day_directory
+from store.snapshot import SealedFile
+
+__all__ = ["COMPACTION", "Compaction", "CompactionCounters", "CompactionSettings", "clear_compaction", "recover_swaps"]
+
+logger = logging.getLogger("oncelake.compaction")
+
+COMPACTION = "internal/compaction"
+"""Where new directories are made, and old ones stay for a while."""
+
+_TEMP = ".tmp"
+
+
+@dataclass(frozen=True)
+class CompactionSettings:
+    """`memory` is what a merge may use before it spills; an old directory is kept for `grace_s`.
+
+    A partition has rested when it got no file for `rest_s`.
+    """
+
+    memory: str = "128MB"
+    grace_s: float = 600.0
+    rest_s: float = 600.0
+
+
+@dataclass
+class CompactionCounters:
+    """What was done since the start, for metrics: `files_in` became `files_out`; `retired` directories still stand."""
+
+    rounds: int = 0
+    partitions: int = 0
+    files_in: int = 0
+    files_out: int = 0
+    rows: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    failures: int = 0
+    retired: int = 0
+
+
+class Sealed(Protocol):
+    """The sealed files of the store."""
+
+    @property
+    def files(self) -> tuple[SealedFile, ...]:
+        """All of them."""
+
+    def exchange_files(self, gone: set[str], rows: list[FileRow]) -> None:
+        """Files take the place of those (by name) that they stand for."""
+
+
+class Compaction:
+    """The compaction of one open store."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        root: Path,
+        catalog: Catalog,
+        links: Links,
+        locks: PartitionLocks,
+        settings: CompactionSettings,
+        sealed: Sealed,
+    ) -> None:
+        self.counters = CompactionCounters()
+        self._disk = disk
+        self._root = root
+        self._catalog = catalog
+        self._links = links
+        self._locks = locks
+        self._settings = settings
+        self._sealed = sealed
+        self._pending: list[Swap] = []
+        self._retired: list[tuple[float, Path]] = []
+        self._newest: dict[int, tuple[int, float]] = {}
+        self._damaged: set[str] = set()
+
+    def probe(self) -> str | None:
+        """What the file system lacks for compaction, or None: two directories are linked into and exchanged."""
+        if not self._links.work:
+            return "it has no hard links"
+        first, second = (self._root / COMPACTION / f".probe-{number}" for number in (1, 2))
+        try:
+            for directory in (first, second):
+                self._remove(directory)
+                self._disk.make_directory(directory)
+            self._disk.write(first / "file", b"", sync=False)
+            self._disk.link(first / "file", second / "link")
+            self._disk.exchange(first, second)
+            return None if (first / "link").exists() else "an exchange of two names did nothing"
+        except OSError as error:
+            return f"it cannot exchange two directories ({error})"
+        finally:
+            for directory in (first, second):
+                self._remove(directory)
+
+    def run_once(self, now_s: float | None = None) -> int:
+        """One round: the partitions that are worth most, all of them exchanged together. Returns how many.
+
+        `DiskFullError`: nothing is lost, it may be tried again. Any other `OSError` is final: a directory was exchanged
+        and could not be synced.
+        """
+        now = time.monotonic() if now_s is None else now_s
+        self._links.clean()
+        self._remove_retired(now)
+        try:
+            if self._pending:
+                with self._locked(self._pending):
+                    self._finish(now)
+            files = self._whole_files()
+            self._note_newest(files, now)
+            chosen = choose_partitions(files, lambda day: now - self._newest[day][1] >= self._settings.rest_s)
+            swaps = list(self._staged(chosen))
+            if swaps:
+                self._swap(swaps, now)
+        except (OSError, sqlite3.OperationalError) as error:
+            self.counters.failures += 1
+            if is_disk_full(error):
+                raise DiskFullError(f"no room on the device of {self._root} to compact") from error
+            raise
+        return len(swaps)
+
+    # -- choosing
+
+    def _whole_files(self) -> list[SealedFile]:
+        """The sealed files of partitions in which nothing is known to be damaged."""
+        files = self._sealed.files
+        avoided = {file.day for file in files if file.name in self._damaged}
+        return [file for file in files if file.day not in avoided]
+
+    def _note_newest(self, files: Sequence[SealedFile], now: float) -> None:
+        """Since when each partition has had the newest seq that it has; compactions do not change that."""
+        newest: dict[int, int] = {}
+        for file in files:
+            newest[file.day] = max(newest.get(file.day, 0), file.max_seq)
+        seen = self._newest
+        self._newest = {
+            day: seen[day] if day in seen and seen[day][0] == seq else (seq, now) for day, seq in newest.items()
+        }
+
+    # -- making
+
+    def _staged(self, chosen: Sequence[Sequence[SealedFile]]) -> Iterator[Swap]:
+        """New directories, each with its merged file, synced and compared; partitions with damaged files are left."""
+        for files in chosen:
+            directory = day_directory(files[0].day)
+            target = f"{directory}/{merged_name(files)}"
+            staged = f"{COMPACTION}/{Path(directory).name}.{Path(target).stem}"
+            try:
+                for file in files:
+                    checked(file)
+                self._remove(self._root / staged)
+                self._disk.make_directory(self._root / staged)
+                row = merge(files, self._root / staged / Path(target).name, target, self._temp(), self._settings.memory)
+            except (CorruptionError, duckdb.Error) as error:
+                self._damaged.update(file.name for file in files)
+                self.counters.failures += 1
+                logger.error("%s is not compacted until the next start: %s", directory, error)
+                self._remove(self._root / staged)
+                continue
+            self._disk.sync_file(self._root / staged / Path(target).name)
+            yield Swap(directory, staged, [file.name for file in files], row)
+
+    def _temp(self) -> Path:
+        """Where a merge spills to."""
+        temp = self._root / COMPACTION / _TEMP
+        self._disk.make_directory(temp)
+        return temp
+
+    # -- exchanging
+
+    @contextlib.contextmanager
+    def _locked(self, swaps: Sequence[Swap]) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for directory in sorted(swap.directory for swap in swaps):
+                stack.enter_context(self._locks.of(self._root / directory))
+            yield
+
+    def _swap(self, swaps: list[Swap], now: float) -> None:
+        with self._locked(swaps):
+            try:
+                for swap in swaps:
+                    self._link_kept(swap)
+                self._catalog.intend_swaps(swaps)
+            except (OSError, sqlite3.Error):
+                for swap in swaps:
+                    self._remove(self._root / swap.staged)
+                raise
+            self._pending = swaps
+            self._finish(now)
+
+    def _link_kept(self, swap: Swap) -> None:
+        """Link what stays beside the merged file: also what a flush has put there and not sealed yet."""
+        gone = {Path(name).name for name in swap.gone}
+        for path in sorted((self._root / swap.directory).iterdir()):
+            if path.name not in gone:
+                self._disk.link(path, self._root / swap.staged / path.name)
+        self._disk.sync_directory(self._root / swap.staged)
+
+    def _finish(self, now: float) -> None:
+        """From the intent on. Done again after a lack of room it goes on where it stopped."""
+        swaps = self._pending
+        for swap in swaps:
+            if not (self._root / swap.file.name).exists():
+                self._disk.exchange(self._root / swap.staged, self._root / swap.directory)
+        sync_parents(self._disk, self._root)
+        self._links.add(swap.file.name for swap in swaps)
+        self._catalog.swapped(swaps)
+        self._pending = []
+        gone = {name for swap in swaps for name in swap.gone}
+        bytes_in = sum(file.bytes for file in self._sealed.files if file.name in gone)
+        self._sealed.exchange_files(gone, [swap.file for swap in swaps])
+        self._retired.extend((now + self._settings.grace_s, self._root / swap.staged) for swap in swaps)
+        counters = self.counters
+        counters.rounds += 1
+        counters.partitions += len(swaps)
+        counters.files_in += len(gone)
+        counters.files_out += len(swaps)
+        counters.rows += sum(swap.file.rows for swap in swaps)
+        counters.bytes_in += bytes_in
+        counters.bytes_out += sum(swap.file.bytes for swap in swaps)
+        counters.retired = len(self._retired)
+
+    # -- cleaning
+
+    def _remove_retired(self, now: float) -> None:
+        due = [path for until, path in self._retired if until <= now]
+        self._retired = [entry for entry in self._retired if entry[0] > now]
+        for path in due:
+            self._remove(path)
+        self.counters.retired = len(self._retired)
+
+    def _remove(self, directory: Path) -> None:
+        remove_directory(self._disk, directory)
+
+
+def merged_name(files: Sequence[SealedFile]) -> str:
+    """The name of the file that stands for these: the first and last seq of their flushes, and how many records.
+
+    It is never used twice: the records of the first flush are in one file of the partition at a time, and the files
+    that this one becomes part of have more records.
+    """
+    spans = [Path(file.name).stem.split(".")[0].split("-") for file in files]
+    first, last = min(span[0] for span in spans), max(span[1] for span in spans)
+    return f"{first}-{last}.{sum(file.rows for file in files)}.parquet"
+
+
+def sync_parents(disk: Disk, root: Path) -> None:
+    """Make exchanges durable. A failure is final, also where the disk is full: the next sync would say all is well."""
+    for directory in (root / "records", root / COMPACTION):
+        try:
+            disk.sync_directory(directory)
+        except OSError as error:
+            raise OSError(errno.EIO, f"{directory} could not be synced: {error}") from error
+
+
+def remove_directory(disk: Disk, directory: Path) -> None:
+    """Remove a directory with its files, if it is there."""
+    if not directory.is_dir():
+        return
+    for path in directory.iterdir():
+        if path.is_dir():
+            remove_directory(disk, path)
+        else:
+            disk.remove(path)
+    disk.remove_directory(directory)
+
+
+def recover_swaps(disk: Disk, root: Path, catalog: Catalog) -> None:
+    """At a start: what was exchanged counts, what was not is forgotten; then `clear_compaction` removes the rest."""
+    swaps = catalog.swaps()
+    if not swaps:
+        return
+    done = [swap for swap in swaps if (root / swap.file.name).exists()]
+    if done:
+        sync_parents(disk, root)
+    catalog.swapped(done)
+    logger.warning("of %d compactions under way %d had been made", len(swaps), len(done))
+
+
+def clear_compaction(disk: Disk, root: Path) -> None:
+    """At a start: remove old directories and what was never exchanged; nothing names them."""
+    if (root / COMPACTION).is_dir():
+        for path in (root / COMPACTION).iterdir():
+            remove_directory(disk, path)
