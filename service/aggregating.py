@@ -16,6 +16,7 @@ from service.config import Config
 from store.canonical import render_decimals, render_times
 from store.engine import Engine
 from store.errors import ConfigError
+from store.holding import HANDLES, Holding
 from store.queries import RECORDS, TOTALS, Filters, records, totals
 from store.reading import read_snapshot
 from store.snapshot import Snapshot
@@ -37,9 +38,10 @@ def aggregate(config: Config, options: argparse.Namespace) -> int:
         units=tuple(options.unit),
         as_of=options.as_of,
     )
-    snapshot = read_snapshot(root)
-    with tempfile.TemporaryDirectory(prefix="oncelake-") as temp:
-        engine = Engine(root, Path(temp), memory=config.store.query_memory, threads=config.store.query_threads)
+    with Holding(root) as holding, tempfile.TemporaryDirectory(prefix="oncelake-") as temp:
+        snapshot = read_snapshot(root, holding)
+        memory, threads = config.store.query_memory, config.store.query_threads
+        engine = Engine(root, Path(temp), memory=memory, threads=threads, also=HANDLES)
         try:
             if options.format == "json":
                 for piece in aggregation(engine, snapshot, filters, options.include):

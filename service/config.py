@@ -51,6 +51,9 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     flush_bytes: Positive = 192 << 20
     query_memory: Memory = "192MB"
     query_threads: Positive = 2
+    compact: bool = True
+    compact_memory: Memory = "128MB"
+    compact_grace_s: Seconds = 600.0
 
 
 class Ingest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

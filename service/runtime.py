@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from ingest.committer import Committer, CommitterSettings
+from ingest.compactor import Compactor
 from ingest.decode import Limits
 from ingest.flusher import Flusher
 from ingest.inbox import Inbox, InboxSettings
@@ -18,6 +19,7 @@ from ingest.record import Rules as RecordRules
 from outbox.forwarder.forwarder import Forwarder
 from outbox.forwarder.segments import Segments
 from service.config import Config
+from store.compaction import CompactionSettings
 from store.engine import Engine
 from store.journal import Rules as AlertRules
 from store.snapshot import Snapshot
@@ -59,8 +61,13 @@ class Lake:
         self.config = config
         store, ingest = config.store, config.ingest
         root = Path(store.data_dir)
-        self.store = Store(StoreSettings(root, fsync=store.fsync, segment_bytes=config.outbox.segment_bytes))
+        compaction = CompactionSettings(memory=store.compact_memory, grace_s=store.compact_grace_s)
+        settings = StoreSettings(
+            root, fsync=store.fsync, segment_bytes=config.outbox.segment_bytes, compaction=compaction
+        )
+        self.store = Store(settings)
         self.flusher = Flusher(self.store, store.flush_interval_s, store.flush_rows, store.flush_bytes)
+        self.compactor = Compactor(self.store, store.flush_interval_s)
         alerts = config.alerts
         self.committer = Committer(
             self.store,
@@ -104,6 +111,8 @@ class Lake:
         """Start the threads."""
         self.committer.start()
         self.flusher.start()
+        if self.config.store.compact:
+            self.compactor.start()
         if inbox:
             self.inbox.start()
             self.forwarder.start()
@@ -115,6 +124,7 @@ class Lake:
         self.committer.stop()
         self.forwarder.stop(_GRACE_S)
         self.inbox.stop()  # what it waited for, where no flush made room, has its answer now
+        self.compactor.stop()
         if self.store.failure is None:
             self.flusher.stop()
         self.store.close()

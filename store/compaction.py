@@ -15,6 +15,7 @@ import contextlib
 import errno
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from store.errors import CorruptionError, DiskFullError
 from store.files import Disk, is_disk_full
 from store.flush import PartitionLocks
 from store.links import Links
-from store.merging import checked, merge
+from store.merging import MergeStoppedError, checked, merge
 from store.parquet import day_directory
 from store.snapshot import SealedFile
 
@@ -106,6 +107,7 @@ class Compaction:
         self._retired: list[tuple[float, Path]] = []
         self._newest: dict[int, tuple[int, float]] = {}
         self._damaged: set[str] = set()
+        self._stopping = threading.Event()
 
     def probe(self) -> str | None:
         """What the file system lacks for compaction, or None: two directories are linked into and exchanged."""
@@ -121,6 +123,8 @@ class Compaction:
             self._disk.exchange(first, second)
             return None if (first / "link").exists() else "an exchange of two names did nothing"
         except OSError as error:
+            if is_disk_full(error):
+                return None  # it will be seen when there is room
             return f"it cannot exchange two directories ({error})"
         finally:
             for directory in (first, second):
@@ -151,6 +155,10 @@ class Compaction:
                 raise DiskFullError(f"no room on the device of {self._root} to compact") from error
             raise
         return len(swaps)
+
+    def stop(self) -> None:
+        """Give up the merge under way, from another thread; what is exchanged is finished."""
+        self._stopping.set()
 
     # -- choosing
 
@@ -183,14 +191,20 @@ class Compaction:
                     checked(file)
                 self._remove(self._root / staged)
                 self._disk.make_directory(self._root / staged)
-                row = merge(files, self._root / staged / Path(target).name, target, self._temp(), self._settings.memory)
+                path = self._root / staged / Path(target).name
+                row = merge(files, path, target, self._temp(), self._settings.memory, self._stopping)
+            except MergeStoppedError:
+                self._remove(self._root / staged)
+                return
             except (CorruptionError, duckdb.Error) as error:
+                if "No space left" in str(error):
+                    raise OSError(errno.ENOSPC, str(error)) from error
                 self._damaged.update(file.name for file in files)
                 self.counters.failures += 1
                 logger.error("%s is not compacted until the next start: %s", directory, error)
                 self._remove(self._root / staged)
                 continue
-            self._disk.sync_file(self._root / staged / Path(target).name)
+            self._disk.sync_file(path)
             yield Swap(directory, staged, [file.name for file in files], row)
 
     def _temp(self) -> Path:

@@ -73,13 +73,19 @@ class Stop:
 
 
 class Engine:
-    """Runs queries over the data directory at `root`; what does not fit into `memory` goes to `temp`."""
+    """Runs queries over the data directory at `root`; what does not fit into `memory` goes to `temp`.
 
-    def __init__(self, root: Path, temp: Path, *, memory: str = "192MB", threads: int = 2) -> None:
+    `also` is another directory that may be read.
+    """
+
+    def __init__(
+        self, root: Path, temp: Path, *, memory: str = "192MB", threads: int = 2, also: Path | None = None
+    ) -> None:
         self._temp = temp
         self._memory = memory
-        self._large = _Lane(root, temp, memory, threads)
-        self._small = _Lane(root, temp, _SMALL_MEMORY, threads)
+        readable = [root.resolve(), *([also] if also else [])]
+        self._large = _Lane(readable, temp, memory, threads)
+        self._small = _Lane(readable, temp, _SMALL_MEMORY, threads)
 
     @contextlib.contextmanager
     def query(
@@ -126,7 +132,7 @@ class Engine:
 class _Lane:
     """One DuckDB instance, which runs one query at a time."""
 
-    def __init__(self, root: Path, temp: Path, memory: str, threads: int) -> None:
+    def __init__(self, readable: Sequence[Path], temp: Path, memory: str, threads: int) -> None:
         config: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": memory,
             "threads": str(threads),
@@ -137,8 +143,9 @@ class _Lane:
         }
         self._turn = threading.Lock()
         self._connection = duckdb.connect(":memory:", config=config)
+        allowed = ", ".join(f"'{str(directory).replace(chr(39), chr(39) * 2)}/'" for directory in readable)
         for statement in (
-            f"SET allowed_directories = ['{str(root.resolve()).replace(chr(39), chr(39) * 2)}/']",
+            f"SET allowed_directories = [{allowed}]",
             "SET python_enable_replacements = false",
             "SET enable_external_access = false",
             "SET TimeZone = 'UTC'",

@@ -7,6 +7,7 @@ compared with those of the old ones by their number, their ranges and the sum of
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from store.parquet import flush_of, partition_writer
 from store.schema import STORED
 from store.snapshot import SealedFile
 
-__all__ = ["checked", "merge"]
+__all__ = ["MergeStoppedError", "checked", "merge"]
 
 _BATCH_ROWS = 1 << 16
 
@@ -56,10 +57,17 @@ def checked(file: SealedFile) -> None:
         )
 
 
-def merge(files: Sequence[SealedFile], path: Path, name: str, temp: Path, memory: str) -> FileRow:
+class MergeStoppedError(Exception):
+    """A merge was given up because the service stops."""
+
+
+def merge(
+    files: Sequence[SealedFile], path: Path, name: str, temp: Path, memory: str, stopping: threading.Event
+) -> FileRow:
     """Write the records of these files to a new file, not synced. It will be called `name`.
 
-    `CorruptionError` where what it holds is not what they hold; `duckdb.Error` where they cannot be read.
+    `CorruptionError` where what it holds is not what they hold; `duckdb.Error` where they cannot be read;
+    `MergeStoppedError` where `stopping` was set meanwhile.
     """
     paths = [str(file.path) for file in files]
     flushes = [flush_of(file.path) for file in files]
@@ -68,6 +76,8 @@ def merge(files: Sequence[SealedFile], path: Path, name: str, temp: Path, memory
         connection.execute("SET TimeZone = 'UTC'")
         with partition_writer(path, (min(first for first, _ in flushes), max(last for _, last in flushes))) as writer:
             for batch in connection.sql(_SORTED, params={"files": paths}).to_arrow_reader(_BATCH_ROWS):
+                if stopping.is_set():
+                    raise MergeStoppedError
                 writer.write(pa.Table.from_batches([batch.cast(STORED)]))
         before = _facts(connection, paths)
         after = _facts(connection, [str(path)])

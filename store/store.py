@@ -1,7 +1,7 @@
 """The store: one data directory, owned by one process, with its commit, its snapshots and its flushes.
 
 Two threads write: the committer calls `commit`, the flusher calls `flush_once` and `merge_once`. Readers take
-snapshots and never wait for either. What changes together is one immutable `_View`, exchanged in one step.
+snapshots and never wait for either. What changes together is one immutable `View`, exchanged in one step.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from store.links import Links
 from store.log import FEEDS, Log
 from store.lookup import rows_at
 from store.recovery import LOGS, open_catalog, quarantine_tails, recover_hot, state_of
-from store.rollups import Rollup
-from store.runs import I64, Run
+from store.runs import I64
 from store.snapshot import SealedFile, Snapshot
+from store.view import View
 
 __all__ = ["Commit", "Store", "StoreSettings"]
 
@@ -70,20 +70,6 @@ class Commit:
     inputs: tuple[InputState, ...] = ()
     closed: tuple[str, ...] = ()
     rules: Rules | None = None
-
-
-@dataclass(frozen=True)
-class _View:
-    """What changes together. `frozen` is being flushed, `active` takes commits; runs are those on disk."""
-
-    seq: int
-    flushed: int
-    files: tuple[SealedFile, ...]
-    frozen: Hot
-    active: Hot
-    index: tuple[Run, ...]
-    summaries: tuple[Run, ...]
-    rollups: tuple[Rollup, ...]
 
 
 class Store:
@@ -137,7 +123,7 @@ class Store:
         runs: dict[str, list[Any]] = {kind: [] for kind in KINDS}
         for row in catalog.runs:
             runs[row.kind].append(KINDS[row.kind].map(self.root / row.name, row))
-        self._view = _View(
+        self._view = View(
             seq=self.state.seq,
             flushed=catalog.flushed,
             files=tuple(self._sealed(row) for row in catalog.files),
@@ -193,9 +179,9 @@ class Store:
 
     def snapshot(self) -> Snapshot:
         """What a read sees, in one step."""
-        return _snapshot(self._view)
+        return self._view.snapshot()
 
-    def settle(self) -> _View:
+    def settle(self) -> View:
         """Make the runs of what was committed last; the view with them.
 
         A commit leaves that undone, because its clients need not wait for it.
@@ -230,7 +216,7 @@ class Store:
         hits = index.find((*view.active.index, *view.frozen.index, *view.index), hi, lo)
         if not len(hits.seq):
             return None
-        rows = rows_at(_snapshot(view), hits.day, hits.seq)
+        rows = rows_at(view.snapshot(), hits.day, hits.seq)
         rows = rows.filter(pc.equal(rows.column("recordId"), record_id))
         return rows if rows.num_rows else None
 
@@ -446,7 +432,3 @@ class Store:
         for log in self._logs.values():
             log.close()
         self._lock.release()
-
-
-def _snapshot(view: _View) -> Snapshot:
-    return Snapshot(view.seq, view.flushed, view.files, view.frozen.tables + view.active.tables, view.rollups)

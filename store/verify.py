@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from store.errors import CorruptionError, StoreVersionError
 from store.hashing import Hasher
+from store.holding import Holding
 from store.messages_sql import HISTORY_OF_SUMMARIES, alert_lines, load_rules, notification_lines
 from store.schema import FORMAT_VERSION, STORED
 from store.verification.derived import Derived
@@ -63,6 +64,7 @@ def verify(data_dir: Path, *, memory_limit: str = "1GB", temp_dir: Path | None =
                     run.everything()
                 finally:
                     run.connection.close()
+                    run.holding.close()
                 break
             except VanishedError as error:
                 if attempt + 1 == _TRIES:
@@ -104,6 +106,7 @@ class _Run:
 
     def __init__(self, root: Path, scratch: Path, hasher: Hasher, findings: Findings, memory_limit: str) -> None:
         self.connection = duckdb.connect(scratch / "verify.duckdb")
+        self.holding = Holding(root)
         self.seq = self.flushed = 0
         self._root = root
         self._scratch = scratch
@@ -115,7 +118,7 @@ class _Run:
 
     def everything(self) -> None:
         """Survey, then records and feeds range by range, then what is derived from them."""
-        survey = take_survey(self._root, self._scratch, self._findings)
+        survey = take_survey(self._root, self._scratch, self._findings, self.holding)
         self.seq = survey.commits.seq
         self._parquet = self._open_parquet(survey)
         if survey.catalog is not None:
@@ -149,7 +152,7 @@ class _Run:
         return Feed(self._root, kind, files, survey.gone, floor, self._findings)
 
     def _open_parquet(self, survey: Survey) -> ParquetRecords:
-        parquet = ParquetRecords(self.connection, self._root, survey.files, self._findings)
+        parquet = ParquetRecords(self.connection, self.holding, survey.files, self._findings)
         for name in sorted(survey.damaged & set(parquet.facts)):
             parquet.probe(name)
         for row in survey.catalog.files if survey.catalog else ():

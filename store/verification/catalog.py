@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from dataclasses import dataclass, field
+from collections.abc import Container
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from store.verification.report import VanishedError
@@ -58,6 +59,16 @@ class CatalogView:
     runs: tuple[RunRow, ...] = ()
     targets: frozenset[str] = field(default_factory=frozenset)
     """Names that a flush under way is giving: such a file may be there or not."""
+    swaps: tuple[tuple[frozenset[str], ParquetRow], ...] = ()
+    """Compactions under way: the files that go, and the one that stands for them."""
+
+    def settled(self, there: Container[str]) -> CatalogView:
+        """With the compactions that have been made, by the names of the Parquet files that are there."""
+        files = self.files
+        for gone, merged in self.swaps:
+            if merged.name in there:
+                files = (*(row for row in files if row.name not in gone), merged)
+        return replace(self, files=files)
 
 
 def read_catalog(root: Path, scratch: Path) -> CatalogView | None:
@@ -118,12 +129,20 @@ def _view(database: sqlite3.Connection) -> CatalogView:
     runs = database.execute(
         "SELECT name, kind, rows, min_seq, max_seq, bytes, sum FROM runs ORDER BY min_seq, name"
     ).fetchall()
-    intents = [json.loads(body) for (body,) in database.execute("SELECT body FROM intents ORDER BY id")]
+    intents = [
+        (kind, json.loads(body)) for kind, body in database.execute("SELECT kind, body FROM intents ORDER BY id")
+    ]
     return CatalogView(
         frame=int(meta["frame"]) if meta else -1,
         digest=meta["digest"] if meta else "",
         flushed=int(meta["flushed"]) if meta else 0,
         files=tuple(ParquetRow(*row) for row in files),
         runs=tuple(RunRow(*row) for row in runs),
-        targets=frozenset(move["to"] for intent in intents for move in intent["moves"]),
+        targets=frozenset(move["to"] for kind, intent in intents if kind == "flush" for move in intent["moves"]),
+        swaps=tuple(
+            (frozenset(swap["gone"]), ParquetRow(**swap["file"]))
+            for kind, intent in intents
+            if kind == "compaction"
+            for swap in intent
+        ),
     )

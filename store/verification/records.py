@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from store.holding import Holding
 from store.schema import STORED
 from store.verification.report import Findings, VanishedError
 
@@ -44,13 +45,13 @@ class ParquetRecords:
     """The rows of the Parquet files. Files that cannot be read are reported and left out."""
 
     def __init__(
-        self, connection: duckdb.DuckDBPyConnection, root: Path, names: Sequence[str], findings: Findings
+        self, connection: duckdb.DuckDBPyConnection, holding: Holding, names: Sequence[str], findings: Findings
     ) -> None:
         self._connection = connection
-        self._root = root
+        self._holding = holding
         self._findings = findings
         self._staged = False
-        self._by_path = {str(root / name): name for name in names}
+        self._by_path = {str(holding.path(name)): name for name in names}
         self.facts = {facts.name: facts for facts in self._examined([name for name in names if self._has_schema(name)])}
         for facts in self.facts.values():
             self._check_day(facts)
@@ -113,7 +114,7 @@ class ParquetRecords:
         return [facts for facts in self.facts.values() if facts.min_seq <= last and facts.max_seq >= first]
 
     def _scan(self, names: Sequence[str]) -> str:
-        paths = ", ".join(_quoted(self._root / name) for name in names)
+        paths = ", ".join(_quoted(self._holding.path(name)) for name in names)
         return f"read_parquet([{paths}], hive_partitioning = false, union_by_name = false)"
 
     def _table(self, statement: str) -> pa.Table:
@@ -124,7 +125,7 @@ class ParquetRecords:
 
     def _has_schema(self, name: str) -> bool:
         """Whether a file has the columns of `STORED`."""
-        path = self._root / name
+        path = self._holding.path(name)
         try:
             schema = pq.read_schema(path)
         except (OSError, pa.ArrowException) as error:
@@ -137,8 +138,8 @@ class ParquetRecords:
         return True
 
     def _unreadable(self, name: str, error: Exception) -> None:
-        if not (self._root / name).exists():
-            raise VanishedError(f"{self._root / name} is gone") from error
+        if not self._holding.path(name).exists():
+            raise VanishedError(f"{name} is gone") from error
         self._findings.add("parquet", name, f"cannot be read: {error}")
 
     def _examined(self, names: Sequence[str]) -> list[FileFacts]:

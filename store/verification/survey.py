@@ -13,6 +13,7 @@ from pathlib import Path
 
 import xxhash
 
+from store.holding import Holding
 from store.verification.catalog import CatalogDamageError, CatalogView, ParquetRow, read_catalog
 from store.verification.commits import LOGS, Commits, LogFile, read_commits
 from store.verification.report import Findings, VanishedError
@@ -38,24 +39,30 @@ class Survey:
     runs: list[OpenRun] = field(default_factory=list)
 
 
-def take_survey(root: Path, scratch: Path, findings: Findings) -> Survey:
-    """See the module. What is missing, too much or damaged as a whole becomes differences."""
+def take_survey(root: Path, scratch: Path, findings: Findings, holding: Holding) -> Survey:
+    """See the module. What is missing, too much or damaged as a whole becomes differences.
+
+    `holding` keeps the Parquet files, so that compactions do not take them away.
+    """
     told = {feed: _told(root, feed, findings) for feed in ("notifications", "alerts")}
     for attempt in range(_TRIES):
         trial = Findings()
         try:
             catalog = _catalog(root, scratch, trial)
             listed = sorted(str(path.relative_to(root)) for path in (root / "records").rglob("*.parquet"))
+            holding.close()
+            holding.hold(listed)
             present = {row.name for row in catalog.runs if (root / row.name).exists()} if catalog else set()
             runs = open_runs(root, [row for row in catalog.runs if row.name in present], trial) if catalog else []
             if _catalog(root, scratch, Findings()) != catalog:
                 continue
+            catalog = catalog and catalog.settled(listed)
             commits = read_commits(root, trial)
             gone = _missing_logs(root, commits, trial)
             break
-        except VanishedError:
+        except (VanishedError, FileNotFoundError) as error:
             if attempt + 1 == _TRIES:
-                raise
+                raise VanishedError(str(error)) from error
     else:
         raise VanishedError("the store keeps changing")
     findings.merge(trial)
@@ -66,7 +73,7 @@ def take_survey(root: Path, scratch: Path, findings: Findings) -> Survey:
     survey = Survey(commits, catalog, gone, listed, runs=runs)
     if catalog is not None:
         _fit(survey, catalog, present, findings)
-        _sums(root, survey, catalog, findings)
+        _sums(survey, catalog, findings, holding)
     return survey
 
 
@@ -143,13 +150,13 @@ def _fit(survey: Survey, catalog: CatalogView, present: set[str], findings: Find
             findings.add(KINDS[run.kind], run.name, "is missing")
 
 
-def _sums(root: Path, survey: Survey, catalog: CatalogView, findings: Findings) -> None:
+def _sums(survey: Survey, catalog: CatalogView, findings: Findings, holding: Holding) -> None:
     """Size and checksum of the Parquet files."""
     there = set(survey.files)
     for row in catalog.files:
         if row.name not in there:
             continue
-        size, found = _checksum(root / row.name)
+        size, found = _checksum(holding.path(row.name))
         findings.checked["files"] += 1
         if (size, found) != (row.bytes, row.sum):
             message = f"has {size} bytes with checksum {found}, the catalog says {row.bytes} with {row.sum}"

@@ -12,7 +12,7 @@ import pytest
 
 import store.store
 from store.errors import DiskFullError, StoppingError
-from tests.support.direct import Direct, assert_holds, open_store, record_of
+from tests.support.direct import START_US, Direct, assert_holds, open_store, record_of
 from tests.support.faults import Crash, FaultyDisk
 from tests.support.model import Canonical, Model
 
@@ -62,6 +62,15 @@ def merge(run: Run) -> None:
     run.merge()
 
 
+def compact(run: Run) -> None:
+    while run.store.compaction.run_once():
+        pass
+
+
+def one_day(first: int, last: int) -> Step:
+    return lambda run: run.post([record_of(number, time=START_US) for number in range(first, last)])
+
+
 def follow(run: Run) -> None:
     run.store.write_committed()
 
@@ -72,6 +81,11 @@ SCENARIOS: dict[str, tuple[list[Step], list[Step]]] = {
     "commits": ([post(0, 4, None)], [post(3, 9, CONFLICT, None), follow, post(9, 11), post(20, 32)]),
     "a flush": ([post(0, 9)], [flush, post(9, 11)]),
     "a flush beside commits": ([post(0, 4), flush, post(4, 9)], [post(9, 12), flush, post(12, 13), follow]),
+    "a compaction": ([one_day(0, 3), flush, one_day(3, 5), flush], [compact, one_day(5, 6), compact]),
+    "compactions beside flushes": (
+        [one_day(0, 2), flush, one_day(2, 4)],
+        [flush, one_day(4, 6), compact, flush, compact],
+    ),
     "a merge": ([post(0, 3), flush, post(3, 5), flush, post(5, 7), flush, post(7, 9), flush], [merge, post(9, 10)]),
 }
 

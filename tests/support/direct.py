@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from ingest.batch import Batch, Chunk, Located, Record, Reject, Source
 from ingest.committer import Committer, CommitterSettings
 from ingest.plan import Result
+from store.compaction import CompactionSettings
 from store.files import Disk
 from store.journal import Position, Rules
 from store.outcomes import FieldError
@@ -82,8 +83,9 @@ def answer_of(result: Result) -> dict[str, Any]:
 
 
 def open_store(root: Path, disk: Disk | None = None, segment_bytes: int = 2_000) -> Store:
-    """Open a data directory without syncs."""
-    return Store(StoreSettings(root, fsync=False, segment_bytes=segment_bytes), disk=disk)
+    """Open a data directory without syncs, that compacts whatever can be compacted at once."""
+    compaction = CompactionSettings(grace_s=0.0, rest_s=0.0)
+    return Store(StoreSettings(root, fsync=False, segment_bytes=segment_bytes, compaction=compaction), disk=disk)
 
 
 def weaken(root: Path, bits: int) -> None:

@@ -128,11 +128,11 @@ class Compacted:
 
 def test_many_flushes_become_one_sorted_file_of_each_day(tmp_path: Path) -> None:
     """Many files of four days become four, sorted as a flush sorts, with the span of their flushes in the footer."""
-    lake = Compacted(tmp_path / "data")
+    lake = Compacted(tmp_path / "data", rest_s=0.0)
     for number in range(24):
         lake.flush(number * 9, number * 9 + 9)
     before = lake.store.snapshot()
-    assert lake.compact() == 4
+    assert lake.compact() >= 4
     after = lake.store.snapshot().files
     assert len(after) == 4
     for file in after:
@@ -140,7 +140,9 @@ def test_many_flushes_become_one_sorted_file_of_each_day(tmp_path: Path) -> None
         assert rows.schema.equals(STORED)
         order = rows.select(["destinationId", "time", "seq"])
         assert order.equals(order.sort_by([(name, "ascending") for name in order.column_names]))
-        assert flush_of(file.path) == (1, 216)
+        first, last = flush_of(file.path)
+        assert Path(file.name).name == f"{first:020d}-{last:020d}.{file.rows}.parquet"
+        assert first <= file.min_seq < file.max_seq <= last
     assert sum(pq.read_metadata(file.path).num_rows for file in before.files) == 216
     lake.check()
     del before, rows, order

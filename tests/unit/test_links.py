@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import shutil
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def test_a_link_goes_with_the_last_snapshot_that_holds_its_file(tmp_path: Path) 
     path, kept = files[0].path, files[1].path
     store.close()
     del store
+    gc.collect()
     links.retire(files[:1])
     assert links.clean() == 1
     assert path.exists()
