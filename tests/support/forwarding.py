@@ -13,7 +13,7 @@ from outbox.forwarder.sink import Found, Message, Sink, Undelivered
 from outbox.forwarder.sinks.making import make_sink
 from store.files import Disk
 
-__all__ = ["STORE", "Clock", "ListSource", "PlainSink", "line_of", "lines_of", "shipper"]
+__all__ = ["STORE", "Clock", "ListSource", "PlainSink", "close_shippers", "line_of", "lines_of", "shipper"]
 
 STORE = "5f2c" * 8
 
@@ -116,7 +116,18 @@ def shipper(
     table.check()
     disk = Disk(fsync=False)
     made = (lambda: sink) if sink is not None else (lambda: make_sink(table, store_id, disk))
-    return Shipper(table, reader, made, root, store_id, disk, clock=clock, now=clock.today, chance=lambda: 0.0)
+    ship = Shipper(table, reader, made, root, store_id, disk, clock=clock, now=clock.today, chance=lambda: 0.0)
+    _open.append(ship)
+    return ship
+
+
+_open: list[Shipper] = []
+
+
+def close_shippers() -> None:
+    """Those that a test made: their connections, and their locks."""
+    while _open:
+        _open.pop().close()
 
 
 def drive(ship: Shipper, target: int, steps: int = 10_000) -> None:

@@ -19,6 +19,10 @@ def make_sink(table: Forward, store_id: str, disk: Disk) -> Sink:
         from outbox.forwarder.sinks.redis_sink import RedisSink
 
         return RedisSink(table)
+    if kind == "webhook":
+        from outbox.forwarder.sinks.webhook import Webhook
+
+        return Webhook(table, store_id)
     from outbox.forwarder.sinks.objects import Folder, ObjectSink
 
     return ObjectSink(Folder(Path(unquote(urlsplit(table.url).path)), disk), table.feed)

@@ -1,0 +1,68 @@
+"""A webhook receiver that keeps what it got and answers as it is told."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+
+__all__ = ["Receiver", "Request"]
+
+
+class Request(NamedTuple):
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        found = json.loads(self.body)
+        return found if isinstance(found, list) else [found]
+
+
+class Receiver:
+    """`answer` gives status and headers for each request, in the order of arrival."""
+
+    def __init__(self, answer: Callable[[Request], tuple[int, dict[str, str]]] = lambda request: (204, {})) -> None:
+        self.requests: list[Request] = []
+        self.answer = answer
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                request = Request(self.path, {key.lower(): value for key, value in self.headers.items()}, body)
+                status, headers = receiver.answer(request)
+                receiver.requests.append(request)
+                self.send_response(status)
+                for key, value in headers.items():
+                    self.send_header(key, value)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}/hook"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """All events of all requests."""
+        return [event for request in self.requests for event in request.events]
+
+    def __enter__(self) -> Receiver:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
