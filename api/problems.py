@@ -24,7 +24,7 @@ from store.errors import (
     UnknownFormatError,
 )
 
-__all__ = ["MEDIA_TYPE", "ProblemError", "on_error", "problem"]
+__all__ = ["MEDIA_TYPE", "ProblemError", "on_error", "problem", "problem_body"]
 
 logger = logging.getLogger("oncelake.api")
 
@@ -52,6 +52,12 @@ def problem(
     status: int, code: str, detail: str, *, headers: dict[str, str] | None = None, **members: Any
 ) -> Response[bytes]:
     """A problem as a response; `members` stand beside the fixed ones."""
+    body = problem_body(status, code, detail, **members)
+    return Response(body, status_code=status, media_type=MEDIA_TYPE, headers=headers or {})
+
+
+def problem_body(status: int, code: str, detail: str, **members: Any) -> bytes:
+    """The bytes of a problem."""
     content = {
         "type": "about:blank",
         "title": _TITLES.get(status) or HTTPStatus(status).phrase,
@@ -59,9 +65,7 @@ def problem(
         "detail": detail,
         "code": code,
     }
-    return Response(
-        msgspec.json.encode({**content, **members}), status_code=status, media_type=MEDIA_TYPE, headers=headers or {}
-    )
+    return msgspec.json.encode({**content, **members})
 
 
 def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from ingest.batch import Chunk, Located, Record, Reject
 from ingest.lines import Decoded, Ints
 from ingest.record import Micros, Number, Rejected, Rules, check_fields, malformed
-from ingest.streams import Limits
+from ingest.streams import Limits, too_many_records
 from ingest.validate import check_columns, columns_of, merge
 from store.errors import InvalidSchemaError, OncelakeError, TooLargeError, UndecodableError
 from store.journal import Position
@@ -102,11 +102,14 @@ def _check_sizes(metadata: pq.FileMetaData, size: int, limits: Limits) -> None:
             if column.total_uncompressed_size < 0 or group.num_rows < 0 or column.num_values != group.num_rows:
                 raise UndecodableError("The Parquet file claims sizes that do not fit each other.")
             total += column.total_uncompressed_size
+    if limits.max_records is not None and metadata.num_rows > limits.max_records:
+        raise too_many_records(limits.max_records)
     most = limits.max_decompressed_bytes
     if most is not None and (total > most or metadata.num_rows > most):
         raise TooLargeError(
             f"The Parquet file holds more than {most} bytes when decompressed (ingest.max_decompressed_bytes): "
-            "send smaller batches, or drop a file."
+            "send smaller batches, or drop a file.",
+            code="too_large_decompressed",
         )
 
 

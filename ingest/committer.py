@@ -134,7 +134,8 @@ class Committer:
         if batch.atomic and job.rows > self._settings.atomic_rows:
             raise TooLargeError(
                 f"an atomic batch may hold {self._settings.atomic_rows} records, this one holds {job.rows}: "
-                "send it without atomic, or in smaller batches"
+                "send it without atomic, or in smaller batches",
+                code="too_large_atomic",
             )
         with self._wakeup:
             if job.bulk:

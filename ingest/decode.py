@@ -16,7 +16,7 @@ from ingest.formats import Compression, Format
 from ingest.jsons import json_chunks
 from ingest.ndjson import BOM, ndjson_chunks
 from ingest.record import Rules, parse_record
-from ingest.streams import Decompressed, Limits, skip
+from ingest.streams import Decompressed, Limits, skip, too_many_records
 from store.errors import TooLargeError, UndecodableError
 from store.journal import Position
 
@@ -65,7 +65,7 @@ def decompressed(body: bytes, compression: Compression, limits: Limits) -> bytes
         return Decompressed(io.BytesIO(body), compression, limits).read()
     most = limits.max_decompressed_bytes
     if most is not None and len(body) > most:
-        raise TooLargeError(f"The batch has {len(body)} bytes; the limit is {most}.")
+        raise TooLargeError(f"The batch has {len(body)} bytes; the limit is {most}.", code="too_large_decompressed")
     return body
 
 
@@ -77,13 +77,19 @@ def decode_body(body: bytes, fmt: Format, compression: Compression, rules: Rules
     else:
         found = _texts(io.BytesIO(body), fmt, rules, limits, Position())
     chunks: list[Chunk] = []
-    rejects = 0
+    rejects = records = 0
     most_rejects = _BODY_REJECTS if limits.max_rejects is None else limits.max_rejects
     for chunk in found:
         chunks.append(chunk)
         rejects += len(chunk.rejects)
+        records += chunk.received
+        if limits.max_records is not None and records > limits.max_records:
+            raise too_many_records(limits.max_records)
         if rejects > most_rejects:
-            raise TooLargeError(f"The batch has more than {most_rejects} records that break a rule; send less at once.")
+            raise TooLargeError(
+                f"The batch has more than {most_rejects} records that break a rule; send less at once.",
+                code="too_many_rejected",
+            )
     return chunks
 
 
@@ -102,7 +108,7 @@ def decode_single(body: bytes, rules: Rules) -> Record | Reject | None:
         if isinstance(found, Record):
             return found
     if found.broken:
-        raise UndecodableError(f"The body cannot be decoded. {found.errors[0].message}")
+        raise UndecodableError(f"The body cannot be decoded. {found.errors[0].message}", code=found.broken_code)
     return Reject(0, None, found.record_id, found.errors, body)
 
 

@@ -80,10 +80,10 @@ class _Source:
                 raise self.broken(f"it ends before byte {offset}, where it was to be gone on with")
         self.drop(offset - self.offset)
 
-    def broken(self, why: str, at: int = 0) -> UndecodableError:
+    def broken(self, why: str, at: int = 0, code: str | None = None) -> UndecodableError:
         """The error for the byte `at` of `data`."""
         position = f"byte {self.offset + at}"
-        return UndecodableError(f"The document is not JSON: {why} ({position}).", position=position)
+        return UndecodableError(f"The document is not JSON: {why} ({position}).", code=code, position=position)
 
 
 def json_chunks(
@@ -146,7 +146,7 @@ def _one_object(source: _Source, rules: Rules, start: Position) -> Iterator[Chun
     for _, found in decoded.rejected:
         if found.broken:
             source.offset = begin
-            raise source.broken(found.errors[0].message)
+            raise source.broken(found.errors[0].message, code=found.broken_code)
     yield chunk_of(decoded, text, 0, Position(source.offset, 1, 0))
 
 
@@ -205,7 +205,7 @@ def _take_slowly(source: _Source, skip: int, chunk_rows: int) -> tuple[list[byte
         except ValueError as error:
             raise source.broken(str(error), begin) from error
         except RecursionError as error:
-            raise source.broken("nested too deeply", begin) from error
+            raise source.broken("nested too deeply", begin, "too_deep") from error
         if stop >= len(data):  # it may be longer than what is here
             if source.ended and not elements:
                 raise source.broken(why if stop > len(data) else "it ends within the array", place)
@@ -231,6 +231,7 @@ def _chunk(elements: list[bytes], source: _Source, rules: Rules, at: Position, u
             end = 0
             for element in elements[: row + 1]:
                 end = source.data.index(element, end) + len(element)
-            raise source.broken(f"element {at.index + row}: {found.errors[0].message}", end - len(elements[row]))
+            message = f"element {at.index + row}: {found.errors[0].message}"
+            raise source.broken(message, end - len(elements[row]), found.broken_code)
     source.drop(used)
     return chunk_of(decoded, text, at.index, Position(source.offset, at.index + len(elements), 0))

@@ -47,6 +47,8 @@ MAX_RECORD_BYTES = 4 << 20
 
 _MAX_UNKNOWN = 20
 _NAME_CHARS = 64
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
+_BRACKET = re.compile(rb"[][{}]")
 _TYPES = ("positive", "negative")
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -57,11 +59,15 @@ _HUGE_EXPONENT_DIGITS = 18
 
 @dataclass(frozen=True)
 class Rules:
-    """What the configuration may loosen, and the `sources` that a batch may bring (None is all)."""
+    """What the configuration may loosen, and the `sources` that a batch may bring (None is all).
+
+    `max_depth` is how deep the JSON of a record may be nested; a record that can be taken is 1 deep.
+    """
 
     unknown_fields: Literal["reject", "ignore"] = "reject"
     negative_values: Literal["reject", "accept"] = "reject"
     sources: frozenset[str] | None = None
+    max_depth: int = 64
 
 
 class Number(str):
@@ -82,6 +88,8 @@ class Rejected(NamedTuple):
     record_id: str | None
     errors: tuple[FieldError, ...]
     broken: bool = False
+    broken_code: str | None = None
+    """Of a body that fails as a whole because of this record, where that is not `undecodable`."""
 
 
 def malformed(message: str, *, broken: bool = False, field: str | None = None) -> Rejected:
@@ -151,6 +159,8 @@ def parse_carefully(data: bytes, rules: Rules) -> Record | Rejected:
     """The whole check, without the shortcut of `parse_record`."""
     if len(data) > MAX_RECORD_BYTES:
         return malformed(f"A record of {len(data)} bytes; at most {MAX_RECORD_BYTES} can be.")
+    if is_deeper(data, rules.max_depth):
+        return _too_deep(rules)
     try:
         content = _loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -160,10 +170,27 @@ def parse_carefully(data: bytes, rules: Rules) -> Record | Rejected:
     except ValueError as error:
         return malformed(f"Not JSON: {error}.", broken=True)
     except RecursionError:
-        return malformed("Not readable: nested too deeply.", broken=True)
+        return _too_deep(rules)
     if not isinstance(content, dict):
         return malformed(f"A record is a JSON object, and this is {_kind(content)}.")
     return check_fields(content, rules)
+
+
+def is_deeper(data: bytes, most: int) -> bool:
+    """Whether arrays and objects are nested more than `most` deep in a JSON text; of broken JSON, about."""
+    if data.count(b"{") + data.count(b"[") <= most:
+        return False
+    depth = 0
+    for bracket in _BRACKET.findall(_STRING.sub(b"", data)):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > most:
+            return True
+    return False
+
+
+def _too_deep(rules: Rules) -> Rejected:
+    message = f"Nested more than {rules.max_depth} deep (ingest.max_json_depth); a record holds no arrays or objects."
+    return malformed(message, broken=True)._replace(broken_code="too_deep")
 
 
 def check_fields(fields: Mapping[str, object], rules: Rules) -> Record | Rejected:

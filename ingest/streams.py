@@ -12,7 +12,7 @@ import zstandard
 from ingest.formats import Compression
 from store.errors import TooLargeError, UndecodableError
 
-__all__ = ["Decompressed", "Limits", "skip"]
+__all__ = ["Decompressed", "Limits", "skip", "too_many_records"]
 
 _INPUT_BYTES = 64 << 10
 _ZSTD_INPUT_BYTES = 2 << 10
@@ -30,6 +30,7 @@ class Limits:
     chunk_bytes: int = 4 << 20
     chunk_rows: int = 32_768
     max_rejects: int | None = None
+    max_records: int | None = None
 
 
 class Decompressed:
@@ -77,11 +78,15 @@ class Decompressed:
         if most is not None and self._given > most:
             raise TooLargeError(
                 f"The batch has more than {most} bytes when decompressed (ingest.max_decompressed_bytes): "
-                "send smaller batches, or drop a file."
+                "send smaller batches, or drop a file.",
+                code="too_large_decompressed",
             )
         ratio = self._limits.max_ratio
         if ratio is not None and self._given > _RATIO_SLACK_BYTES and self._given > ratio * self._taken:
-            raise TooLargeError(f"The batch grows more than {ratio} times when decompressed, which is the limit.")
+            raise TooLargeError(
+                f"The batch grows more than {ratio} times when decompressed (ingest.max_ratio): compress it less.",
+                code="too_large_ratio",
+            )
 
     def _plain(self, size: int) -> bytes | None:
         data = self._source.read(size)
@@ -142,6 +147,14 @@ class Decompressed:
     def _corrupt(self, error: BaseException) -> UndecodableError:
         name = self._compression.value
         return UndecodableError(f"The {name} stream is broken: {error}.", position=f"byte {self._taken} of it")
+
+
+def too_many_records(most: int) -> TooLargeError:
+    """The error of a batch with more records than one may have."""
+    return TooLargeError(
+        f"The batch has more than {most} records (ingest.max_batch_records): send smaller batches, or drop a file.",
+        code="too_many_records",
+    )
 
 
 def skip(stream: Decompressed, size: int, chunk_bytes: int) -> None:

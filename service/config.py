@@ -68,6 +68,9 @@ class Ingest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     queue_records: Positive = 1_000_000
     atomic_records: Positive = 65_536
     max_decompressed_bytes: Positive = 256 << 20
+    max_ratio: Positive = 500
+    max_batch_records: Positive = 2_000_000
+    max_json_depth: Annotated[int, Meta(ge=1, le=500)] = 64
     inbox_sources: dict[str, tuple[str, ...]] = {}
 
 
@@ -100,6 +103,10 @@ class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allow_anonymous: bool = False
     max_body_bytes: Positive = 32 << 20
     body_timeout_s: Seconds = 30.0
+    max_header_bytes: Positive = 64 << 10
+    header_timeout_s: Seconds = 10.0
+    write_timeout_s: Seconds = 30.0
+    max_connections: Positive = 1_000
     concurrent_queries: Positive = 4
     shutdown_s: Seconds = 30.0
 

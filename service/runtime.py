@@ -83,14 +83,22 @@ class Lake:
             ),
             on_commit=self.flusher.committed,
         )
-        rules = RecordRules(unknown_fields=ingest.unknown_fields, negative_values=ingest.negative_values)
-        self.intake = Intake(self.committer, rules, Limits(max_decompressed_bytes=ingest.max_decompressed_bytes))
+        rules = RecordRules(ingest.unknown_fields, ingest.negative_values, max_depth=ingest.max_json_depth)
+        self.intake = Intake(
+            self.committer,
+            rules,
+            Limits(
+                max_decompressed_bytes=ingest.max_decompressed_bytes,
+                max_ratio=ingest.max_ratio,
+                max_records=ingest.max_batch_records,
+            ),
+        )
         self.rules = rules
         self.inbox = Inbox(
             self.store.disk,
             self.committer,
             rules,
-            Limits(chunk_rows=ingest.chunk_rows),
+            Limits(max_ratio=ingest.max_ratio, chunk_rows=ingest.chunk_rows),
             InboxSettings(
                 root,
                 settle_s=ingest.settle_s,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ from api.app import create_app
 from api.ports import ApiSettings
 from api.tokens import Tokens
 from service.config import Config
+from service.connections import ConnectionLimits, protocol
 from service.logs import configure_logging
 from service.runtime import Lake, Reader
 from store.engine import Engine
@@ -26,6 +28,7 @@ __all__ = ["serve"]
 logger = logging.getLogger("oncelake.service")
 
 _WATCH_S = 0.2
+_OPEN_FILES = 65_536
 
 
 class _Server(uvicorn.Server):
@@ -48,6 +51,7 @@ def serve(config: Config) -> int:
     """Serve until a signal; 0 then, 1 where the store failed."""
     configure_logging(config.log.level, config.log.format)
     sys.setswitchinterval(0.0005)  # the committer shares the interpreter with the event loop and the decoders
+    _raise_open_files()
     listener = _listen(config.api.host, config.api.port)
     lake = Lake(config)
     temp = lake.store.root / "internal" / "tmp"
@@ -63,7 +67,8 @@ def serve(config: Config) -> int:
         uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=protocol(_connection_limits(config)),
+            ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -82,6 +87,19 @@ def serve(config: Config) -> int:
         lake.stop()
         engine.close()
     return 1 if lake.store.failure else 0
+
+
+def _connection_limits(config: Config) -> ConnectionLimits:
+    api = config.api
+    return ConnectionLimits(api.max_connections, api.header_timeout_s, api.max_header_bytes, api.write_timeout_s)
+
+
+def _raise_open_files() -> None:
+    """As many files as the system lets us have: connections, and the files of the store beside them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _loop() -> asyncio.AbstractEventLoop:

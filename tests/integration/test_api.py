@@ -185,7 +185,7 @@ def test_an_atomic_batch_is_stored_whole_or_not_at_all(fresh: Face) -> None:
     assert fresh.post({**RECORD, "recordId": "one"}, atomic="true").status_code == 201
     assert fresh.post({**RECORD, "recordId": "one"}, atomic="true").status_code == 200
     larger = fresh.post([{**RECORD, "recordId": f"x-{number}"} for number in range(51)], atomic="true")
-    assert is_problem(larger, 413, "too_large")
+    assert is_problem(larger, 413, "too_large_atomic")
     assert fresh.count() == 4
 
 
@@ -250,7 +250,7 @@ def test_a_body_that_unpacks_to_too_much_is_refused(fresh: Face) -> None:
     bomb = encoded([], "ndjson", None) + b" " * (4 << 20)
     headers = {"content-type": "application/x-ndjson", "content-encoding": "gzip"}
     found = fresh.client.post("/records", content=gzip.compress(bomb), headers=headers)
-    assert is_problem(found, 413, "too_large") and "max_decompressed_bytes" in found.json()["detail"]
+    assert is_problem(found, 413, "too_large_decompressed") and "max_decompressed_bytes" in found.json()["detail"]
 
 
 def test_requests_are_put_off_while_too_much_waits(fresh: Face, monkeypatch: pytest.MonkeyPatch) -> None:
