@@ -1,16 +1,7 @@
-"""What every test leaves behind is cleared away."""
+"""What all tests share."""
 
-from __future__ import annotations
+from hypothesis import settings
 
-from collections.abc import Iterator
-
-import pytest
-
-from tests.support.forwarding import close_shippers
-
-
-@pytest.fixture(autouse=True)
-def _shippers() -> Iterator[None]:
-    """Close what the test connected."""
-    yield
-    close_shippers()
+# A busy machine is slow, which is no fault of the code.
+settings.register_profile("oncelake", deadline=None)
+settings.load_profile("oncelake")
