@@ -78,8 +78,7 @@ def finish(
         disk.remove(source)  # a crash between the link and the unlink of the move
     assert target is not None
     if not receipt_path(target).exists():
-        disk.replace(receipt_path(target), receipt_of(state, finished_at_us), sync=False)
-        disk.sync_file(receipt_path(target))
+        disk.replace(receipt_path(target), receipt_of(state, finished_at_us), sync_name=False)
     return target
 
 

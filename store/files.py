@@ -86,17 +86,20 @@ class Disk:
         finally:
             os.close(handle)
 
-    def replace(self, path: Path, data: Buffer, *, sync: bool = True) -> None:
-        """Put these bytes in place of a file: a reader sees the old ones or the new ones, also after a crash."""
+    def replace(self, path: Path, data: Buffer, *, sync_name: bool = True) -> None:
+        """Put these bytes in place of a file: a reader sees the old ones or the new ones, also after a crash.
+
+        Which of them a power cut leaves is open until the directory is synced, here or by the caller.
+        """
         staged = path.with_name(f".{path.name}.tmp")
         try:
-            self.write(staged, data, sync=sync)
+            self.write(staged, data)
             self.rename(staged, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(staged)
             raise
-        if sync:
+        if sync_name:
             self.sync_directory(path.parent)
 
     def rename(self, source: Path, target: Path) -> None:

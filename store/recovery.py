@@ -205,13 +205,7 @@ def _fitting(disk: Disk, root: Path, catalog: Catalog, contents: JournalContents
     if intents:
         meta, files, runs, intents = catalog.read()
         assert meta is not None
-    on_disk = {str(path.relative_to(root)) for path in root.glob("records/**/*.parquet")}
-    if missing := sorted({row.name for row in files} - on_disk):
-        raise CorruptionError(
-            f"{root / missing[0]} is missing ({len(missing)} Parquet files are): restore it from a backup"
-        )
-    if extra := sorted(on_disk - {row.name for row in files}):
-        raise CatalogDamagedError(f"{extra[0]} is not in it ({len(extra)} such files)")
+    _check_files(root, files)
     for run in runs:
         if not (root / run.name).exists() or (root / run.name).stat().st_size != run.bytes:
             raise CatalogDamagedError(f"{run.name} is missing or of another size")
@@ -219,6 +213,29 @@ def _fitting(disk: Disk, root: Path, catalog: Catalog, contents: JournalContents
         for orphan in set((root / "internal" / kind).glob("*.arrow")) - {root / run.name for run in runs}:
             disk.remove(orphan)
     return CatalogState(catalog, meta.flushed, files, runs)
+
+
+def _check_files(root: Path, files: list[FileRow]) -> None:
+    """`CorruptionError` where a Parquet file is gone, `CatalogDamagedError` where the catalog is behind the files.
+
+    A catalog that lost its newest transaction may name the files that a compaction has merged since.
+    """
+    on_disk = {str(path.relative_to(root)) for path in root.glob("records/**/*.parquet")}
+    missing = [row for row in files if row.name not in on_disk]
+    extra = sorted(on_disk - {row.name for row in files})
+    if missing and sum(row.rows for row in missing) != sum(_rows_in(root / name) for name in extra):
+        raise CorruptionError(
+            f"{root / missing[0].name} is missing ({len(missing)} Parquet files are): restore it from a backup"
+        )
+    if extra:
+        raise CatalogDamagedError(f"{extra[0]} is not in it ({len(extra)} such files)")
+
+
+def _rows_in(path: Path) -> int:
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (OSError, pa.ArrowException) as error:
+        raise CorruptionError(f"{path} is damaged ({error}): restore it from a backup") from error
 
 
 def _made_anew(disk: Disk, root: Path, hasher: Hasher, catalog: Catalog, contents: JournalContents) -> CatalogState:

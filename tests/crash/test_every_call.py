@@ -11,82 +11,20 @@ from typing import TypeVar
 import pytest
 
 import store.store
-from store.errors import DiskFullError, StoppingError
-from tests.support.direct import START_US, Direct, assert_holds, open_store, record_of
+from store.errors import DiskFullError
+from tests.support.direct import assert_holds
 from tests.support.faults import Crash, FaultyDisk
 from tests.support.model import Canonical, Model
+from tests.support.scenarios import SCENARIOS as ALL
+from tests.support.scenarios import Run, Step, copied
 
 T = TypeVar("T")
-Step = Callable[["Run"], None]
 
 
-class Run:
-    """A store beside its model; `unanswered` is the batch whose answer a crash took."""
-
-    def __init__(self, root: Path, disk: FaultyDisk | None, model: Model) -> None:
-        self.model = model
-        self.unanswered: list[Canonical | None] = []
-        self.store = open_store(root, disk)
-        self.committer = Direct(self.store)
-
-    def post(self, records: list[Canonical | None]) -> None:
-        self.unanswered = records
-        try:
-            self.committer.take(records)
-        except StoppingError as error:
-            raise Crash(str(error)) from error
-        self.model.take(records)
-        self.unanswered = []
-
-    def flush(self) -> None:
-        self.store.flush_once()
-
-    def merge(self) -> None:
-        while self.store.merge_once():
-            pass
-
-    def close(self) -> None:
-        self.committer.stop()
-        self.store.close()
-
-
-def post(first: int, last: int, *more: Canonical | None) -> Step:
-    return lambda run: run.post([*(record_of(number) for number in range(first, last)), *more])
-
-
-def flush(run: Run) -> None:
-    run.flush()
-
-
-def merge(run: Run) -> None:
-    run.merge()
-
-
-def compact(run: Run) -> None:
-    while run.store.compaction.run_once():
-        pass
-
-
-def one_day(first: int, last: int) -> Step:
-    return lambda run: run.post([record_of(number, time=START_US) for number in range(first, last)])
-
-
-def follow(run: Run) -> None:
-    run.store.write_committed()
-
-
-CONFLICT = record_of(1, unit="USD")
-SCENARIOS: dict[str, tuple[list[Step], list[Step]]] = {
-    "a new data directory": ([], [post(0, 3)]),
-    "commits": ([post(0, 4, None)], [post(3, 9, CONFLICT, None), follow, post(9, 11), post(20, 32)]),
-    "a flush": ([post(0, 9)], [flush, post(9, 11)]),
-    "a flush beside commits": ([post(0, 4), flush, post(4, 9)], [post(9, 12), flush, post(12, 13), follow]),
-    "a compaction": ([one_day(0, 3), flush, one_day(3, 5), flush], [compact, one_day(5, 6), compact]),
-    "compactions beside flushes": (
-        [one_day(0, 2), flush, one_day(2, 4)],
-        [flush, one_day(4, 6), compact, flush, compact],
-    ),
-    "a merge": ([post(0, 3), flush, post(3, 5), flush, post(5, 7), flush, post(7, 9), flush], [merge, post(9, 10)]),
+SCENARIOS = {
+    name: (scenario.before, scenario.steps)
+    for name, scenario in ALL.items()
+    if not scenario.files and not scenario.harm and name not in ("singles", "a start within")
 }
 
 
@@ -96,10 +34,6 @@ def model_after(steps: list[Step], root: Path) -> Model:
         step(run)
     run.close()
     return run.model
-
-
-def copied(model: Model) -> Model:
-    return Model(model.threshold, list(model.stored), dict(model.by_id))
 
 
 def run_into(at: int | None, base: Path, root: Path, model: Model, steps: list[Step]) -> tuple[Run | None, FaultyDisk]:
@@ -159,7 +93,7 @@ def assert_comes_back(root: Path, model: Model, unanswered: list[Canonical | Non
         assert_holds(run.store, model)
         run.post(unanswered)
         if thoroughly:
-            run.flush()
+            run.store.flush_once()
             assert_holds(run.store, model)
     finally:
         run.close()

@@ -1,0 +1,176 @@
+"""Short histories of a store that faults are put into: steps one after another, in one thread, beside the model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ingest.decode import Limits
+from ingest.inbox import Inbox, InboxSettings
+from ingest.record import Rules as RecordRules
+from store.errors import StoppingError
+from store.files import Disk
+from tests.support.direct import START_US, Direct, open_store, record_of
+from tests.support.faults import Crash
+from tests.support.model import Canonical, Model, canonical
+
+__all__ = ["SCENARIOS", "Run", "Scenario", "Step", "copied", "made"]
+
+JOURNAL_BYTES = 3_000
+"""For `store.store._JOURNAL_BYTES`, so that short histories fold their journal."""
+
+Step = Callable[["Run"], None]
+
+
+class Run:
+    """A store beside its model; `unanswered` is the batch whose answer a crash took."""
+
+    def __init__(self, root: Path, disk: Disk | None, model: Model) -> None:
+        self.model = model
+        self.unanswered: list[Canonical | None] = []
+        self.store = open_store(root, disk)
+        self.committer = Direct(self.store)
+
+    def post(self, records: list[Canonical | None]) -> None:
+        """One request; what the model takes, too."""
+        self.unanswered = records
+        try:
+            answer = self.committer.take(records)
+        except StoppingError as error:
+            raise Crash(str(error)) from error
+        expected = self.model.take(records)
+        assert answer == expected
+        self.unanswered = []
+
+    def scan(self) -> None:
+        """One scan of the inbox, and the commit that forgets what is finished."""
+        settings = InboxSettings(self.store.root, settle_s=0.0)
+        inbox = Inbox(self.store.disk, self.committer, RecordRules(), Limits(chunk_rows=4), settings)
+        inbox.run_once()
+        self.committer.drain()
+
+    def close(self) -> None:
+        """Stop."""
+        self.committer.stop()
+        self.store.close()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Steps that make a data directory, and the steps that are watched. `files` lie in the inbox before these."""
+
+    before: list[Step]
+    steps: list[Step]
+    files: dict[str, list[Canonical | None]] = field(default_factory=dict)
+    harm: Callable[[Path], None] | None = None
+    """What is done to the directory in between, by somebody else."""
+
+
+def post(first: int, last: int, *more: Canonical | None) -> Step:
+    """A request with these records of `record_of`, and then these."""
+    return lambda run: run.post([*(record_of(number) for number in range(first, last)), *more])
+
+
+def flush(run: Run) -> None:
+    """One flush."""
+    run.store.flush_once()
+
+
+def merge(run: Run) -> None:
+    """All merges that are due."""
+    while run.store.merge_once():
+        pass
+
+
+def compact(run: Run) -> None:
+    """All compactions that are due, and old directories are removed."""
+    while run.store.compaction.run_once():
+        pass
+
+
+def one_day(first: int, last: int) -> Step:
+    """A request with records of one day."""
+    return lambda run: run.post([record_of(number, time=START_US) for number in range(first, last)])
+
+
+def follow(run: Run) -> None:
+    """`committed.json` follows."""
+    run.store.write_committed()
+
+
+def scan(run: Run) -> None:
+    """The inbox."""
+    run.scan()
+
+
+def reopen(run: Run) -> None:
+    """Stop and start."""
+    disk = run.store.disk
+    root = run.store.root
+    run.close()
+    run.store = open_store(root, disk)
+    run.committer = Direct(run.store)
+
+
+def _without_catalog(root: Path) -> None:
+    for path in (root / "internal").glob("catalog.sqlite*"):
+        path.unlink()
+
+
+def _with_tails(root: Path) -> None:
+    for log in ("outbox/notifications", "outbox/alerts", "rejected", "internal/journal"):
+        for path in sorted((root / log).glob("*l"))[-1:]:
+            with path.open("ab") as file:
+                file.write(b'{"seq":')
+
+
+CONFLICT = record_of(1, unit="USD")
+MERGING: list[Step] = [post(0, 3), flush, post(3, 5), flush, post(5, 7), flush, post(7, 9), flush]
+SCENARIOS: dict[str, Scenario] = {
+    "a new data directory": Scenario([], [post(0, 3)]),
+    "commits": Scenario([post(0, 4, None)], [post(3, 9, CONFLICT, None), follow, post(9, 11), post(20, 32)]),
+    "singles": Scenario([post(0, 2)], [post(2, 3), follow, post(3, 4), post(1, 2, CONFLICT), post(4, 5)]),
+    "a flush": Scenario([post(0, 9)], [flush, post(9, 11)]),
+    "a flush beside commits": Scenario(
+        [post(0, 4), flush, post(4, 9)], [post(9, 12), flush, post(12, 13), follow, flush]
+    ),
+    "a merge": Scenario(MERGING, [merge, post(9, 10)]),
+    "a compaction": Scenario([one_day(0, 3), flush, one_day(3, 5), flush], [compact, one_day(5, 6), compact]),
+    "compactions beside flushes": Scenario(
+        [one_day(0, 2), flush, one_day(2, 4)], [flush, one_day(4, 6), compact, flush, compact]
+    ),
+    "files": Scenario(
+        [post(0, 4)],
+        [scan, flush, scan],
+        {"a.ndjson": [*(record_of(number) for number in range(2, 12)), None], "b.ndjson": [record_of(11)]},
+    ),
+    "a start after a kill": Scenario([*MERGING, post(9, 12)], [post(12, 13)], harm=_with_tails),
+    "a start without a catalog": Scenario(
+        [post(0, 2), flush, post(2, 4), flush, post(4, 6)], [post(6, 7)], harm=_without_catalog
+    ),
+    "a start within": Scenario([post(0, 4), flush], [post(4, 7), reopen, flush, post(7, 8)]),
+}
+
+
+def made(scenario: Scenario, root: Path) -> Model:
+    """Make the data directory that the scenario begins with; what it holds."""
+    model = Model()
+    if scenario.before or scenario.files:
+        run = Run(root, None, model)
+        for step in scenario.before:
+            step(run)
+        run.close()
+    for name, records in scenario.files.items():
+        (root / "inbox").mkdir(exist_ok=True)
+        lines = ["{broken" if record is None else json.dumps(dict(canonical(record))) for record in records]
+        (root / "inbox" / name).write_text("".join(f"{line}\n" for line in lines))
+    if scenario.harm:
+        scenario.harm(root)
+    return model
+
+
+def copied(model: Model) -> Model:
+    """A model that can go on by itself."""
+    return Model(model.threshold, list(model.stored), dict(model.by_id))
