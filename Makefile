@@ -55,7 +55,7 @@ bench: setup ## the benchmarks, side by side with the peers
 	$(BIN)/python -m bench $(ARGS)
 
 crash: setup ## the long crash campaigns (10,000 kills; an hour and more)
-	ONCELAKE_TEST_KILLS=3334 ONCELAKE_TEST_SWAPS=2000 $(BIN)/python -m pytest tests/crash $(ARGS)
+	ONCELAKE_TEST_KILLS=3334 ONCELAKE_TEST_SWAPS=2000 ONCELAKE_TEST_DAYS=2000 $(BIN)/python -m pytest tests/crash tests/unit/test_compaction.py $(ARGS)
 
 clean: ## remove .venv and caches; data/ stays
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -27,10 +27,10 @@ import duckdb
 from store.catalog import Catalog, FileRow, Swap
 from store.choice import choose_partitions
 from store.errors import CorruptionError, DiskFullError
-from store.files import Disk, is_disk_full
+from store.files import Disk, is_disk_full, overlapped
 from store.flush import PartitionLocks
 from store.links import Links
-from store.merging import MergeStoppedError, checked, merge
+from store.merging import MergeStoppedError, Merging, merge
 from store.parquet import day_directory
 from store.snapshot import SealedFile
 
@@ -146,7 +146,7 @@ class Compaction:
             files = self._whole_files()
             self._note_newest(files, now)
             chosen = choose_partitions(files, lambda day: now - self._newest[day][1] >= self._settings.rest_s)
-            swaps = list(self._staged(chosen))
+            swaps = self._staged(chosen)
             if swaps:
                 self._swap(swaps, now)
         except (OSError, sqlite3.OperationalError) as error:
@@ -180,38 +180,43 @@ class Compaction:
 
     # -- making
 
-    def _staged(self, chosen: Sequence[Sequence[SealedFile]]) -> Iterator[Swap]:
-        """New directories, each with its merged file, synced and compared; partitions with damaged files are left."""
-        for files in chosen:
-            directory = day_directory(files[0].day)
-            target = f"{directory}/{merged_name(files)}"
-            staged = f"{COMPACTION}/{Path(directory).name}.{Path(target).stem}"
-            try:
-                for file in files:
-                    checked(file)
-                self._remove(self._root / staged)
-                self._disk.make_directory(self._root / staged)
-                path = self._root / staged / Path(target).name
-                row = merge(files, path, target, self._temp(), self._settings.memory, self._stopping)
-            except MergeStoppedError:
-                self._remove(self._root / staged)
-                return
-            except (CorruptionError, duckdb.Error) as error:
-                if "No space left" in str(error):
-                    raise OSError(errno.ENOSPC, str(error)) from error
-                self._damaged.update(file.name for file in files)
-                self.counters.failures += 1
-                logger.error("%s is not compacted until the next start: %s", directory, error)
-                self._remove(self._root / staged)
-                continue
-            self._disk.sync_file(path)
-            yield Swap(directory, staged, [file.name for file in files], row)
-
-    def _temp(self) -> Path:
-        """Where a merge spills to."""
+    def _staged(self, chosen: Sequence[Sequence[SealedFile]]) -> list[Swap]:
+        """New directories, each with its merged file, synced and compared; none where it was stopped meanwhile."""
+        if not chosen:
+            return []
+        targets = [f"{day_directory(files[0].day)}/{merged_name(files)}" for files in chosen]
+        staged = [f"{COMPACTION}/{Path(target).parent.name}.{Path(target).stem}" for target in targets]
         temp = self._root / COMPACTION / _TEMP
-        self._disk.make_directory(temp)
-        return temp
+        try:
+            for name in staged:
+                self._remove(self._root / name)
+            self._disk.make_directories([temp, *(self._root / name for name in staged)])
+            how = Merging(temp, self._settings.memory, self._stopping)
+            found = [self._merged(*merging, how) for merging in zip(chosen, targets, staged, strict=True)]
+            swaps = [swap for swap in found if swap is not None]
+            overlapped(self._disk.sync_file, [self._root / swap.staged / Path(swap.file.name).name for swap in swaps])
+        except (OSError, MergeStoppedError) as error:
+            for name in staged:
+                self._remove(self._root / name)
+            if isinstance(error, MergeStoppedError):
+                return []
+            raise
+        return swaps
+
+    def _merged(self, files: Sequence[SealedFile], target: str, staged: str, how: Merging) -> Swap | None:
+        """The merged file of one partition; None where a file is damaged, and the partition is left as it is."""
+        directory = day_directory(files[0].day)
+        try:
+            row = merge(files, self._root / staged / Path(target).name, target, how)
+        except (CorruptionError, duckdb.Error) as error:
+            if "No space left" in str(error):
+                raise OSError(errno.ENOSPC, str(error)) from error
+            self._damaged.update(file.name for file in files)
+            self.counters.failures += 1
+            logger.error("%s is not compacted until the next start: %s", directory, error)
+            self._remove(self._root / staged)
+            return None
+        return Swap(directory, staged, [file.name for file in files], row)
 
     # -- exchanging
 
@@ -227,6 +232,7 @@ class Compaction:
             try:
                 for swap in swaps:
                     self._link_kept(swap)
+                overlapped(self._disk.sync_directory, [self._root / swap.staged for swap in swaps])
                 self._catalog.intend_swaps(swaps)
             except (OSError, sqlite3.Error):
                 for swap in swaps:
@@ -241,7 +247,6 @@ class Compaction:
         for path in sorted((self._root / swap.directory).iterdir()):
             if path.name not in gone:
                 self._disk.link(path, self._root / swap.staged / path.name)
-        self._disk.sync_directory(self._root / swap.staged)
 
     def _finish(self, now: float) -> None:
         """From the intent on. Done again after a lack of room it goes on where it stopped."""

@@ -14,17 +14,24 @@ import errno
 import fcntl
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from store.errors import StoreInUseError
 from store.exchange import exchange_names
 
-__all__ = ["NO_LINKS", "Appender", "Disk", "Lock", "is_disk_full"]
+__all__ = ["NO_LINKS", "Appender", "Disk", "Lock", "is_disk_full", "overlapped"]
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 """What file systems without hard links say to a link."""
 
+_FEW = 16
+_AT_ONCE = 8
+"""More calls than a few are made so many at once (`overlapped`)."""
+
+T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
 
 
@@ -54,6 +61,30 @@ class Disk:
             with contextlib.suppress(OSError):  # one that is there counts as durable the next time
                 os.rmdir(path)
             raise
+
+    def make_directories(self, paths: Iterable[Path]) -> None:
+        """Make those that are missing, each durable in its parent, with one sync of a parent for all of them."""
+        made = []
+        parents = set()
+        try:
+            for path in paths:
+                if not path.is_dir():
+                    self.make_directory(path.parent)
+                    parents.add(path.parent)
+                    self.make_name(path)
+                    made.append(path)
+            for parent in sorted(parents):
+                self.sync_directory(parent)
+        except BaseException:
+            for path in made:
+                with contextlib.suppress(OSError):  # one that is there counts as durable the next time
+                    os.rmdir(path)
+            raise
+
+    def make_name(self, path: Path) -> None:
+        """A new directory; its parent is not synced."""
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path)
 
     def sync_directory(self, path: Path) -> None:
         """Make the names in a directory durable: those of new, renamed and removed files."""
@@ -144,6 +175,17 @@ class Disk:
     def appender(self, path: Path, length: int) -> Appender:
         """Open a file to append to, made where it is missing, its length as it is known to be committed."""
         return Appender(self, path, length)
+
+
+def overlapped(action: Callable[[T], None], items: Sequence[T]) -> None:
+    """Do the same to each: several at once where they are many, because a sync mostly waits. Raises the first error."""
+    if len(items) <= _FEW:
+        for item in items:
+            action(item)
+        return
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="sync") as threads:
+        for done in [threads.submit(action, item) for item in items]:
+            done.result()
 
 
 class Appender:

@@ -20,7 +20,7 @@ import xxhash
 from store import rollups
 from store.catalog import Catalog, Intent, Move, RunRow
 from store.errors import CorruptionError
-from store.files import Disk
+from store.files import Disk, overlapped
 from store.hot import Hot
 from store.kinds import KINDS
 from store.parquet import day_directory, describe, partitions, write_partition
@@ -75,10 +75,10 @@ def stage(disk: Disk, root: Path, hot: Hot) -> Intent:
     for number, partition in enumerate(partitions(rows)):
         source = staging / f"{target.stem}.{number}.parquet"
         write_partition(partition, source, (target.first_seq, target.last_seq))
-        disk.sync_file(source)
         row = describe(source, f"{day_directory(partition.day)}/{target.stem}.parquet", partition.day)
         files.append(row)
         moves.append(Move(str(source.relative_to(root)), row.name))
+    overlapped(disk.sync_file, [root / move.source for move in moves])
     if sum(row.rows for row in files) != hot.rows:
         raise CorruptionError(f"a flush of {hot.rows} rows read back {sum(row.rows for row in files)}")
     for kind, pages in (
@@ -110,19 +110,19 @@ def write_run(
 
 def move_into_place(disk: Disk, root: Path, intent: Intent, locks: PartitionLocks) -> None:
     """Rename what is staged to its names. Done again after a crash it goes on where it stopped."""
+    directories = sorted({(root / move.target).parent for move in intent.moves})
+    disk.make_directories(directories)
     for move in intent.moves:
         source, target = root / move.source, root / move.target
-        disk.make_directory(target.parent)
         if source.exists():
             with locks.of(target.parent):
                 disk.rename(source, target)
         elif not target.exists():
             raise CorruptionError(f"{target} of the flush of seqs {intent.first_seq} to {intent.last_seq} is lost")
-    for directory in sorted({(root / move.target).parent for move in intent.moves}):
-        try:
-            disk.sync_directory(directory)
-        except OSError as error:  # final, also where the disk is full: the next sync would say that all is well
-            raise OSError(errno.EIO, f"{directory} could not be synced: {error}") from error
+    try:
+        overlapped(disk.sync_directory, directories)
+    except OSError as error:  # final, also where the disk is full: the next sync would say that all is well
+        raise OSError(errno.EIO, f"directories of {root} could not be synced: {error}") from error
 
 
 def merge_tier(

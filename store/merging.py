@@ -1,7 +1,8 @@
 """Several Parquet files of a partition as one: sorted as a flush sorts, with the same records and no others.
 
-DuckDB sorts within a memory limit, on the thread that asks, and spills what does not fit. The rows of the new file are
-compared with those of the old ones by their number, their ranges and the sum of a hash over all columns.
+Few records are sorted in memory, and what was written is read back and compared. Many are sorted by DuckDB within a
+memory limit, on the thread that asks, and spilled where they do not fit; the rows of the new file are then compared
+with those of the old ones by their number, their ranges and the sum of a hash over all columns.
 """
 
 from __future__ import annotations
@@ -9,21 +10,25 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
 
 from store.catalog import FileRow
 from store.errors import CorruptionError
 from store.flush import checksum_of
-from store.parquet import flush_of, partition_writer
+from store.parquet import describe, flush_of, partition_writer, partitions, write_partition
 from store.schema import STORED
 from store.snapshot import SealedFile
 
-__all__ = ["MergeStoppedError", "checked", "merge"]
+__all__ = ["MergeStoppedError", "Merging", "merge"]
 
+_SMALL_ROWS = 1 << 15
 _BATCH_ROWS = 1 << 16
 
 _SORTED = """
@@ -44,39 +49,58 @@ _FACTS = """
 """
 
 
-def checked(file: SealedFile) -> None:
-    """The bytes of a file are those that the catalog says; `CorruptionError` where rot would be copied."""
-    try:
-        found = checksum_of(file.path)
-    except OSError as error:
-        raise CorruptionError(f"{file.name} cannot be read: {error}") from error
-    if found != (file.bytes, file.sum):
-        raise CorruptionError(
-            f"{file.name} has {found[0]} bytes with checksum {found[1]}, the catalog says {file.bytes} with "
-            f"{file.sum}: restore it from a backup"
-        )
-
-
 class MergeStoppedError(Exception):
     """A merge was given up because the service stops."""
 
 
-def merge(
-    files: Sequence[SealedFile], path: Path, name: str, temp: Path, memory: str, stopping: threading.Event
-) -> FileRow:
+@dataclass(frozen=True)
+class Merging:
+    """How merges are made: within `memory`, spilling to `temp`, until `stopping` is set."""
+
+    temp: Path
+    memory: str
+    stopping: threading.Event
+
+
+def merge(files: Sequence[SealedFile], path: Path, name: str, how: Merging) -> FileRow:
     """Write the records of these files to a new file, not synced. It will be called `name`.
 
-    `CorruptionError` where what it holds is not what they hold; `duckdb.Error` where they cannot be read;
-    `MergeStoppedError` where `stopping` was set meanwhile.
+    `CorruptionError` where the bytes of a file are not those that the catalog says (rot would be copied), or what was
+    written is not what they hold; `duckdb.Error` where DuckDB cannot do it; `MergeStoppedError` where it was stopped.
     """
+    if how.stopping.is_set():
+        raise MergeStoppedError
+    if sum(file.rows for file in files) <= _SMALL_ROWS:
+        return _merge_small(files, path, name)
+    return _merge_large(files, path, name, how)
+
+
+def _merge_small(files: Sequence[SealedFile], path: Path, name: str) -> FileRow:
+    tables = []
+    for file in files:
+        data = _bytes(file)
+        _check(file, (len(data), xxhash.xxh3_64_hexdigest(data)))
+        with pq.ParquetFile(pa.BufferReader(data)) as parquet:
+            tables.append(parquet.read(use_threads=False).cast(STORED))
+    (merged,) = partitions(pa.concat_tables(tables).combine_chunks())
+    write_partition(merged, path, _span(files))
+    row = describe(path, name, files[0].day)
+    with pq.ParquetFile(path) as parquet:
+        if not parquet.read(use_threads=False).equals(merged.rows) or row.rows != sum(file.rows for file in files):
+            raise CorruptionError(f"{name} was read back with other records than were written")
+    return row
+
+
+def _merge_large(files: Sequence[SealedFile], path: Path, name: str, how: Merging) -> FileRow:
+    for file in files:
+        _check(file, _checksum(file))
     paths = [str(file.path) for file in files]
-    flushes = [flush_of(file.path) for file in files]
-    config: dict[str, Any] = {"memory_limit": memory, "threads": 1, "temp_directory": str(temp)}
+    config: dict[str, Any] = {"memory_limit": how.memory, "threads": 1, "temp_directory": str(how.temp)}
     with contextlib.closing(duckdb.connect(":memory:", config=config)) as connection:
         connection.execute("SET TimeZone = 'UTC'")
-        with partition_writer(path, (min(first for first, _ in flushes), max(last for _, last in flushes))) as writer:
+        with partition_writer(path, _span(files)) as writer:
             for batch in connection.sql(_SORTED, params={"files": paths}).to_arrow_reader(_BATCH_ROWS):
-                if stopping.is_set():
+                if how.stopping.is_set():
                     raise MergeStoppedError
                 writer.write(pa.Table.from_batches([batch.cast(STORED)]))
         before = _facts(connection, paths)
@@ -89,3 +113,31 @@ def merge(
 
 def _facts(connection: duckdb.DuckDBPyConnection, paths: list[str]) -> tuple[int, ...]:
     return tuple(connection.sql(_FACTS, params={"files": paths}).fetchall()[0])
+
+
+def _span(files: Sequence[SealedFile]) -> tuple[int, int]:
+    """From the first flush to the last one whose records the files hold."""
+    spans = [flush_of(file.path) for file in files]
+    return min(first for first, _ in spans), max(last for _, last in spans)
+
+
+def _bytes(file: SealedFile) -> bytes:
+    try:
+        return file.path.read_bytes()
+    except OSError as error:
+        raise CorruptionError(f"{file.name} cannot be read: {error}") from error
+
+
+def _checksum(file: SealedFile) -> tuple[int, str]:
+    try:
+        return checksum_of(file.path)
+    except OSError as error:
+        raise CorruptionError(f"{file.name} cannot be read: {error}") from error
+
+
+def _check(file: SealedFile, found: tuple[int, str]) -> None:
+    if found != (file.bytes, file.sum):
+        raise CorruptionError(
+            f"{file.name} has {found[0]} bytes with checksum {found[1]}, the catalog says {file.bytes} with "
+            f"{file.sum}: restore it from a backup"
+        )

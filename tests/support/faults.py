@@ -107,6 +107,10 @@ class FaultyDisk(Disk):
             self.call("make_directory", path)
         super().make_directory(path)
 
+    def make_name(self, path: Path) -> None:
+        self.call("make_name", path)
+        super().make_name(path)
+
     def sync_directory(self, path: Path) -> None:
         self.call("sync_directory", path)
         self._keep_names(path)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from store import parquet
 from store.choice import FULL_ROWS, choose, choose_partitions
 from store.compaction import COMPACTION, CompactionSettings
 from store.errors import DiskFullError
@@ -20,6 +22,8 @@ from store.store import Store, StoreSettings
 from store.verify import verify
 from tests.support.direct import DAY_US, START_US, Direct, assert_holds, record_of
 from tests.support.model import Model
+
+DAYS = int(os.environ.get("ONCELAKE_TEST_DAYS", "200"))
 
 
 def sealed(seq: int, rows: int, day: int = 0, size: int = 5_000) -> SealedFile:
@@ -293,5 +297,62 @@ def test_without_room_the_catalog_follows_in_the_next_round(tmp_path: Path) -> N
     lake.store._catalog.swapped = swapped  # type: ignore[method-assign]
     lake.compact()
     assert len(lake.store.snapshot().files) == 2
+    lake.check()
+    lake.store.close()
+
+
+def test_a_file_that_scatters_over_many_days_costs_some_rounds_of_small_merges(tmp_path: Path) -> None:
+    """Twice one record in each day: rounds of 64 partitions, each record rewritten once, verify is clean."""
+    lake = Compacted(tmp_path / "data", rest_s=0.0)
+    for first in (0, DAYS):
+        records = [record_of(number, time=START_US - number % DAYS * DAY_US) for number in range(first, first + DAYS)]
+        lake.committer.take(list(records))
+        lake.store.flush_once()
+    assert lake.compact() == DAYS
+    counters = lake.store.compaction.counters
+    assert (counters.rounds, counters.rows, counters.files_out) == (-(-DAYS // 64), 2 * DAYS, DAYS)
+    assert len(lake.store.files) == len(list((tmp_path / "data/records").rglob("*.parquet"))) == DAYS
+    lake.restart()
+    assert verify(tmp_path / "data").differences == []
+    lake.store.close()
+
+
+def test_many_records_are_merged_within_the_memory_that_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By DuckDB, sorted the same way; what does not fit is spilled."""
+    monkeypatch.setattr(parquet, "_ROW_GROUP_ROWS", 50_000)
+    lake = Compacted(tmp_path / "data", rest_s=0.0)
+    lake.store.close()
+    compaction = CompactionSettings(memory="32MB", rest_s=0.0, grace_s=0.0)
+    lake.store = Store(StoreSettings(tmp_path / "data", fsync=False, compaction=compaction))
+    lake.committer = Direct(lake.store)
+    for first in (0, 35_000):
+        records = [
+            record_of(number, time=START_US + number, destinationId=f"d{number % 1_009}")
+            for number in range(first, first + 35_000)
+        ]
+        lake.committer.take(list(records))
+        lake.store.flush_once()
+    assert lake.store.compaction.run_once() == 1
+    (file,) = lake.store.files
+    with pq.ParquetFile(file.path) as merged:
+        groups = [merged.metadata.row_group(number).num_rows for number in range(merged.num_row_groups)]
+        assert groups == [50_000, 20_000]
+        rows = merged.read(["destinationId", "time", "seq"])
+    assert rows.equals(rows.sort_by([(name, "ascending") for name in rows.column_names]))
+    assert sorted(rows.column("seq").to_pylist()) == list(range(1, 70_001))
+    assert lake.store.compaction.counters.failures == 0
+    lake.store.close()
+
+
+def test_a_merge_under_way_is_given_up_at_a_stop(tmp_path: Path) -> None:
+    """Nothing is exchanged, nothing is left."""
+    lake = Compacted(tmp_path / "data", rest_s=0.0)
+    lake.flush(0, 3, time=START_US)
+    lake.flush(3, 6, time=START_US)
+    lake.store.compaction.stop()
+    assert lake.compact() == 0
+    assert [path.name for path in (tmp_path / "data" / COMPACTION).iterdir()] == [".tmp"]
     lake.check()
     lake.store.close()
