@@ -8,218 +8,46 @@ pyarrow raises on these bytes is `UndecodableError`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from functools import partial
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ingest.batch import Chunk, Located, Record, Reject
 from ingest.lines import Decoded, Ints
 from ingest.record import Micros, Number, Rejected, Rules, check_fields, malformed
-from ingest.streams import Limits, too_many_records
+from ingest.untrusted import is_text, translated
 from ingest.validate import check_columns, columns_of, merge
-from store.errors import InvalidSchemaError, OncelakeError, TooLargeError, UndecodableError
 from store.journal import Position
 from store.schema import CANONICAL_FIELDS, SCALE, STRING_FIELDS
 
-__all__ = ["arrow_chunks", "parquet_chunks"]
+__all__ = ["columnar_chunks"]
 
 Mask = npt.NDArray[np.bool_]
 
 _DECIMAL = pa.decimal128(38, SCALE)
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 _UNITS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-_BATCH_TEXT_BYTES = 64 << 20
 _EXACT_ROWS = 256
 _SHOWN_CHARS = 4_096
-_ARROW_MAGIC = b"ARROW1"
-_ALLOWED = {
-    "time": "a timestamp with a time zone, or an RFC 3339 string",
-    "value": "a decimal, an integer or a string",
-}
 
 
-@contextmanager
-def _translated(what: str) -> Iterator[None]:
-    """Foreign exceptions as ours: these bytes are a source's, so that anything may go wrong in reading them."""
-    try:
-        yield
-    except OncelakeError:
-        raise
-    except (pa.ArrowException, ArithmeticError, OSError, MemoryError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UndecodableError(f"The {what} cannot be read: {reason[:200]}") from error
-
-
-def parquet_chunks(source: pa.NativeFile, rules: Rules, limits: Limits, start: Position) -> Iterator[Chunk]:
-    """The chunks of a Parquet file from `start` (an offset in rows) on."""
-    with _translated("Parquet file"):
-        file = pq.ParquetFile(source, thrift_string_size_limit=16 << 20, thrift_container_size_limit=1 << 20)
-        _check_schema(file.schema_arrow, rules)
-        _check_sizes(file.metadata, source.size(), limits)
+def columnar_chunks(batches: Iterator[pa.RecordBatch], rules: Rules, start: Position) -> Iterator[Chunk]:
+    """A chunk for each batch of the known columns; the first batch begins at `start` (an offset in rows)."""
     at = start
-    before = 0
-    for group in range(file.metadata.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
-        if before + rows > at.offset:
-            for batch in _translate_each(partial(_group_batches, file, source, group, limits), "Parquet file"):
-                wanted = batch.slice(min(max(at.offset - before, 0), batch.num_rows))
-                before += batch.num_rows
-                if wanted.num_rows:
-                    chunk = _chunk(wanted, rules, at)
-                    at = chunk.end
-                    yield chunk
-        else:
-            before += rows
-
-
-def _translate_each(batches: Callable[[], Iterator[pa.RecordBatch]], what: str) -> Iterator[pa.RecordBatch]:
-    with _translated(what):
-        iterator = iter(batches())
-    while True:
-        with _translated(what):
-            batch = next(iterator, None)
-        if batch is None:
-            return
-        yield batch
-
-
-def _check_sizes(metadata: pq.FileMetaData, size: int, limits: Limits) -> None:
-    """Refuse metadata that claims what the file cannot hold, or more than the limit."""
-    total = 0
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for column in map(group.column, range(group.num_columns)):
-            if not 0 <= column.total_compressed_size <= size or column.data_page_offset > size:
-                raise UndecodableError("The Parquet file claims columns that are larger than the file itself.")
-            if column.total_uncompressed_size < 0 or group.num_rows < 0 or column.num_values != group.num_rows:
-                raise UndecodableError("The Parquet file claims sizes that do not fit each other.")
-            total += column.total_uncompressed_size
-    if limits.max_records is not None and metadata.num_rows > limits.max_records:
-        raise too_many_records(limits.max_records)
-    most = limits.max_decompressed_bytes
-    if most is not None and (total > most or metadata.num_rows > most):
-        raise TooLargeError(
-            f"The Parquet file holds more than {most} bytes when decompressed (ingest.max_decompressed_bytes): "
-            "send smaller batches, or drop a file.",
-            code="too_large_decompressed",
-        )
-
-
-def _group_batches(file: pq.ParquetFile, source: pa.NativeFile, group: int, limits: Limits) -> Iterator[pa.RecordBatch]:
-    """The batches of a row group, small where a dictionary holds long texts: decoded, each row has its own."""
-    schema = file.schema_arrow
-    texts = [name for name in CANONICAL_FIELDS if _is_text(schema.field(name).type)]
-    longest = 0
-    metadata = file.metadata.row_group(group)
-    by_path = {metadata.column(at).path_in_schema: metadata.column(at) for at in range(metadata.num_columns)}
-    packed = [name for name in texts if name in by_path and by_path[name].has_dictionary_page]
-    if packed and metadata.num_rows:
-        probe = pq.ParquetFile(source, metadata=file.metadata, read_dictionary=packed)
-        for batch in probe.iter_batches(1, row_groups=[group], columns=packed, use_threads=False):
-            longest = max(_longest(column) for column in batch.columns)
-            break
-    rows = max(1, min(limits.chunk_rows, _BATCH_TEXT_BYTES // max(longest, 1)))
-    yield from file.iter_batches(rows, row_groups=[group], columns=list(CANONICAL_FIELDS), use_threads=False)
-
-
-def arrow_chunks(source: pa.NativeFile, rules: Rules, limits: Limits, start: Position) -> Iterator[Chunk]:
-    """The chunks of an Arrow stream or file (its content says which) from `start` (an offset in rows) on."""
-    at, before = start, 0
-    for batch in _translate_each(lambda: _ipc_batches(source, rules), "Arrow data"):
-        if before + batch.num_rows <= at.offset:
-            before += batch.num_rows
-            continue
-        rest = batch.slice(at.offset - before)
-        before += batch.num_rows
-        longest = max(_longest(rest.column(name)) for name in CANONICAL_FIELDS)
-        rows = max(1, min(limits.chunk_rows, _BATCH_TEXT_BYTES // max(longest, 1)))
-        for first in range(0, rest.num_rows, rows):
-            chunk = _chunk(rest.slice(first, rows), rules, at)
-            at = chunk.end
-            yield chunk
-
-
-def _ipc_batches(source: pa.NativeFile, rules: Rules) -> Iterator[pa.RecordBatch]:
-    if source.size() == 0:
-        return
-    head = source.read(len(_ARROW_MAGIC))
-    source.seek(0)
-    if head == _ARROW_MAGIC:
-        file = pa.ipc.open_file(source)
-        _check_schema(file.schema, rules)
-        batches = (file.get_batch(at) for at in range(file.num_record_batches))
-    else:
-        stream = pa.ipc.open_stream(source)
-        _check_schema(stream.schema, rules)
-        batches = iter(stream)
     for batch in batches:
-        known = batch.select(list(CANONICAL_FIELDS))
-        for column in known.columns:
-            # Hostile offsets would be read past the end; texts are looked at one by one later.
-            _as_binary(column).validate(full=True)
-        yield known
-
-
-def _as_binary(column: pa.Array) -> pa.Array:
-    """A text column as bytes: validation of those checks offsets, and leaves UTF-8 to the rows."""
-    if pa.types.is_string(column.type):
-        return pa.Array.from_buffers(pa.binary(), len(column), column.buffers(), offset=column.offset)
-    if pa.types.is_large_string(column.type):
-        return pa.Array.from_buffers(pa.large_binary(), len(column), column.buffers(), offset=column.offset)
-    if pa.types.is_dictionary(column.type):
-        return pa.DictionaryArray.from_arrays(column.indices, _as_binary(column.dictionary), safe=False)
-    return column
-
-
-def _longest(column: pa.Array) -> int:
-    """Bytes of the longest entry in the dictionary of a column."""
-    if not pa.types.is_dictionary(column.type) or not len(column.dictionary):
-        return 0
-    return int(pc.max(pc.binary_length(column.dictionary.cast(pa.large_binary()))).as_py() or 0)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-def _is_allowed(name: str, kind: pa.DataType) -> bool:
-    if _is_text(kind):
-        return True
-    if name == "value":
-        return bool(pa.types.is_integer(kind) or pa.types.is_decimal(kind))
-    return name == "time" and bool(pa.types.is_timestamp(kind) and kind.tz)
-
-
-def _check_schema(schema: pa.Schema, rules: Rules) -> None:
-    for name in CANONICAL_FIELDS:
-        found = schema.get_all_field_indices(name)
-        if len(found) != 1:
-            said = f"stands {len(found)} times" if found else "is missing"
-            raise InvalidSchemaError(f"The column {name!r} {said}. The columns are {', '.join(CANONICAL_FIELDS)}.")
-        kind = schema.field(found[0]).type
-        if not _is_allowed(name, kind):
-            allowed = _ALLOWED.get(name, "a string")
-            raise InvalidSchemaError(f"The column {name!r} is of the type {str(kind)[:100]}; it must be {allowed}.")
-    if rules.unknown_fields == "reject":
-        for name in schema.names:
-            if name not in CANONICAL_FIELDS:
-                shown = name[:64].encode("utf-8", "backslashreplace").decode()
-                known = ", ".join(CANONICAL_FIELDS)
-                raise InvalidSchemaError(f"The column {shown!r} is not known. The columns are {known}.")
+        chunk = _chunk(batch, rules, at)
+        at = chunk.end
+        yield chunk
 
 
 def _chunk(batch: pa.RecordBatch, rules: Rules, at: Position) -> Chunk:
-    with _translated("data"):
+    with translated("data"):
         decoded = _decode(batch, rules)
         rejects = [
             Reject(at.index + row, None, found.record_id, found.errors, _original(batch, row))
@@ -238,8 +66,8 @@ def _decode(batch: pa.RecordBatch, rules: Rules) -> Decoded:
     good = np.ones(batch.num_rows, np.bool_)
     columns = {name: _as_text(batch.column(name), good) for name in STRING_FIELDS}
     time, value = batch.column("time"), batch.column("value")
-    time = _as_text(time, good) if _is_text(time.type) else _as_micros(time, good)
-    value = _as_text(value, good) if _is_text(value.type) else _as_decimal(value, good)
+    time = _as_text(time, good) if is_text(time.type) else _as_micros(time, good)
+    value = _as_text(value, good) if is_text(value.type) else _as_decimal(value, good)
     checked = check_columns(columns, time, value, rules)
     sure = checked.sure & good
     records = checked.records
@@ -357,7 +185,7 @@ def _cell(column: pa.Array, row: int) -> object:
         scalar = column.dictionary[scalar.index.as_py()]
         if not scalar.is_valid:
             return None
-    if _is_text(column.type):
+    if is_text(column.type):
         raw: bytes = scalar.as_buffer().to_pybytes()
         try:
             return raw.decode("utf-8")

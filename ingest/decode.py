@@ -6,11 +6,11 @@ import io
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-import pyarrow as pa
-
+from ingest.apart import batches_apart, body_file
 from ingest.batch import Chunk, Record, Reject
-from ingest.columnar import arrow_chunks, parquet_chunks
+from ingest.columnar import columnar_chunks
 from ingest.csvs import csv_chunks
 from ingest.formats import Compression, Format
 from ingest.jsons import json_chunks
@@ -39,15 +39,15 @@ def decode_file(
     """
     if fmt in (Format.PARQUET, Format.ARROW_STREAM, Format.ARROW_FILE):
         if compression is Compression.NONE:
-            with _mapped(path) as source:
+            with path.open("rb") as source:
                 yield from _columnar(source, fmt, rules, limits, start)
             return
         with path.open("rb") as raw, tempfile.TemporaryFile() as spool:
             stream = Decompressed(raw, compression, limits)
             while block := stream.read(_SPOOL_BYTES):
                 spool.write(block)
-            spool.seek(0)
-            yield from _columnar(pa.PythonFile(spool, mode="r"), fmt, rules, limits, start)
+            spool.flush()
+            yield from _columnar(spool, fmt, rules, limits, start)
         return
     with path.open("rb") as raw:
         stream = Decompressed(raw, compression, limits)
@@ -73,7 +73,7 @@ def decode_body(body: bytes, fmt: Format, compression: Compression, rules: Rules
     """All chunks of a body: it is decoded whole, or an error is raised."""
     body = decompressed(body, compression, limits)
     if fmt in (Format.PARQUET, Format.ARROW_STREAM, Format.ARROW_FILE):
-        found = _columnar(pa.BufferReader(body), fmt, rules, limits, Position())
+        found = _body_columnar(body, fmt, rules, limits)
     else:
         found = _texts(io.BytesIO(body), fmt, rules, limits, Position())
     chunks: list[Chunk] = []
@@ -119,13 +119,10 @@ def _texts(
     return chunks(stream, rules, start, chunk_bytes=limits.chunk_bytes, chunk_rows=limits.chunk_rows)
 
 
-def _columnar(source: pa.NativeFile, fmt: Format, rules: Rules, limits: Limits, start: Position) -> Iterator[Chunk]:
-    if source.size() == 0:
-        return iter(())
-    chunks = parquet_chunks if fmt is Format.PARQUET else arrow_chunks
-    return chunks(source, rules, limits, start)
+def _columnar(source: BinaryIO, fmt: Format, rules: Rules, limits: Limits, start: Position) -> Iterator[Chunk]:
+    return columnar_chunks(batches_apart(source, fmt, rules, limits, start.offset), rules, start)
 
 
-def _mapped(path: Path) -> pa.NativeFile:
-    # An empty file cannot be mapped.
-    return pa.memory_map(str(path)) if path.stat().st_size else pa.BufferReader(b"")
+def _body_columnar(body: bytes, fmt: Format, rules: Rules, limits: Limits) -> Iterator[Chunk]:
+    with body_file(body) as source:
+        yield from _columnar(source, fmt, rules, limits, _BEGIN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from ingest.formats import by_file_name
 from ingest.plan import Result
 from ingest.receipts import sha256_of
 from ingest.record import Rules
-from store.errors import InputError, InvalidSchemaError
+from store.errors import InputError, InvalidSchemaError, TransientError
 from store.journal import Failure, InputState, Position
 from store.outcomes import FieldError
 from store.promise import Promise
@@ -64,6 +65,20 @@ def submit_file(
     submission = FileSubmission(path, name, path.lstat())
     if not stat.S_ISREG(submission.seen.st_mode):
         return _failed(committer, submission, InputStep(name, 0, "", now_us, Position(), Position()), _NOT_A_FILE)
+    with _same(path, submission.seen) as same:
+        return _submit(committer, submission, same, rules, limits, now_us, progress)
+
+
+def _submit(
+    committer: Committer,
+    submission: FileSubmission,
+    path: Path,
+    rules: Rules,
+    limits: Limits,
+    now_us: int,
+    progress: Progress,
+) -> FileSubmission:
+    name = submission.name
     size, sha256 = sha256_of(path)
     state = committer.input_state(name)
     if state is None or (state.bytes, state.sha256) != (size, sha256):
@@ -86,6 +101,20 @@ def submit_file(
         step = InputStep(name, size, sha256, started, begin, begin, done=True)
         submission.futures.append(committer.submit(Batch(source, step=step)))
     return submission
+
+
+@contextlib.contextmanager
+def _same(path: Path, seen: os.stat_result) -> Iterator[Path]:
+    """A path to the file that was looked at: whoever may write to the inbox could exchange it for a link or a pipe."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        now = os.fstat(handle)
+        if not stat.S_ISREG(now.st_mode) or (now.st_dev, now.st_ino) != (seen.st_dev, seen.st_ino):
+            raise TransientError(f"{path} was exchanged while it was looked at: it is tried again")
+        held = Path(f"/proc/self/fd/{handle}")
+        yield held if held.exists() else path
+    finally:
+        os.close(handle)
 
 
 def _failed(committer: Committer, submission: FileSubmission, step: InputStep, error: InputError) -> FileSubmission:
