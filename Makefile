@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers run test demo dev check format bench crash clean
+.PHONY: help setup servers run test demo dev check format bench crash forwarding clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench: setup ## the benchmarks, side by side with the peers
 
 crash: setup ## the long crash campaigns (10,000 kills; an hour and more)
 	ONCELAKE_TEST_KILLS=3334 ONCELAKE_TEST_SWAPS=2000 ONCELAKE_TEST_DAYS=2000 $(BIN)/python -m pytest tests/crash tests/unit/test_compaction.py $(ARGS)
+
+forwarding: setup servers ## the long campaign of the forwarder: 100,000 notifications to each sink, 200 and 20 kills (an hour)
+	ONCELAKE_TEST_FORWARD=100000 ONCELAKE_TEST_FORWARD_KILLS=200 ONCELAKE_TEST_SERVER_KILLS=20 $(BIN)/python -m pytest tests/crash/test_forward_kill.py $(ARGS)
 
 clean: ## remove .venv and caches; data/ stays
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

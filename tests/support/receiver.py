@@ -25,7 +25,9 @@ class Request(NamedTuple):
 class Receiver:
     """`answer` gives status and headers for each request, in the order of arrival."""
 
-    def __init__(self, answer: Callable[[Request], tuple[int, dict[str, str]]] = lambda request: (204, {})) -> None:
+    def __init__(
+        self, answer: Callable[[Request], tuple[int, dict[str, str]]] = lambda request: (204, {}), *, port: int = 0
+    ) -> None:
         self.requests: list[Request] = []
         self.answer = answer
         receiver = self
@@ -48,7 +50,7 @@ class Receiver:
             def log_message(self, *args: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}/hook"

@@ -106,8 +106,8 @@ class Webhook:
             connection.close()  # the receiver had enough of waiting
         timer = threading.Timer(self._timeout_s, _cut, (connection,))
         timer.daemon = True
+        began = time.monotonic()  # before the timer: what it cuts is late
         timer.start()
-        began = time.monotonic()
         try:
             connection.request("POST", self._target, body, headers, preload_content=False)
             response = connection.getresponse()

@@ -1,0 +1,151 @@
+"""`oncelake forward` and the servers behind it, killed in mid-stream: what a consumer finds is the outbox.
+
+Here with small counts. `make forwarding` sends 100,000 notifications to each, kills the forwarder 200 times and
+each server 20 times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from tests.support.lake import Lake
+from tests.support.service import oncelake, wait_until
+from tests.support.targets import TARGETS, Target
+
+COUNT = int(os.environ.get("ONCELAKE_TEST_FORWARD", "3000"))
+KILLS = int(os.environ.get("ONCELAKE_TEST_FORWARD_KILLS", "2"))
+SERVER_KILLS = int(os.environ.get("ONCELAKE_TEST_SERVER_KILLS", "1"))
+SEED = int(os.environ.get("ONCELAKE_TEST_SEED", str(random.randrange(1 << 32))))
+RECORD = {
+    "recordId": "", "time": "2024-03-01T12:00:00Z", "sourceId": "s", "destinationId": "", "type": "positive",
+    "value": "1.5", "unit": "SEK", "reference": "räksmörgås",
+}  # fmt: skip
+
+
+class Bench:
+    """A data directory, a configuration, and forwarders that are started over it."""
+
+    def __init__(self, folder: Path, target: Target) -> None:
+        self.data = folder / "data"
+        self.config = folder / "oncelake.toml"
+        self.config.write_text(
+            f'[store]\nfsync = false\n[[forward]]\nname = "target"\nurl = "{target.url()}"\nbatch = {target.batch}\n'
+            + target.options
+        )
+        self._folder = folder
+        self.records = 0
+        self.lake = Lake(self.data, chunk_rows=1_000, segment_bytes=200_000)
+
+    def ingest(self, count: int) -> None:
+        """So many records more, in commits of a hundred or so."""
+        for first in range(self.records, self.records + count, 500):
+            numbers = range(first, min(first + 500, self.records + count))
+            body = b"\n".join(
+                json.dumps(RECORD | {"recordId": f"r{n}", "destinationId": f"d{n % 50}"}).encode() for n in numbers
+            )
+            reply = self.lake.post(body, "ndjson")
+            assert self.lake.answer(reply)["accepted"] == len(numbers)
+        self.records += count
+        wait_until(
+            lambda: json.loads((self.data / "outbox/notifications/committed.json").read_bytes())["seq"] == self.records
+        )
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """`oncelake forward`, once it says that it is there."""
+        with (self._folder / "forward.log").open("ab") as log:
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "service.cli",
+                    "forward",
+                    "--data",
+                    str(self.data),
+                    "--config",
+                    str(self.config),
+                ],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                cwd=Path(__file__).parents[2],
+            )
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"oncelake forwards")
+        return process
+
+    def seq(self) -> int:
+        """Of the checkpoint."""
+        path = self.data / "internal/forward/target.json"
+        return int(json.loads(path.read_bytes())["seq"]) if path.exists() else 0
+
+    def outbox(self) -> list[bytes]:
+        segments = sorted((self.data / "outbox/notifications").glob("*.jsonl"))
+        return [line for path in segments for line in path.read_bytes().splitlines()]
+
+    def finish(self) -> None:
+        """Whatever is left."""
+        done = oncelake("forward", "--once", "--config", str(self.config), data=self.data)
+        assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait(60)
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def check(target: Target, expected: list[bytes]) -> None:
+    """Complete and in order; where a message may come twice, it is the same each time."""
+    found = target.found()
+    if target.is_exact:
+        assert len(found) == len(expected) and found == expected, "a message is missing, changed, or there twice"
+        return
+    assert set(found) == set(expected), "a message is missing or changed"
+    first_of: dict[str, list[int]] = defaultdict(list)
+    for line in dict.fromkeys(found):
+        message = json.loads(line)
+        first_of[message["record"]["destinationId"]].append(message["seq"])
+    assert all(seqs == sorted(seqs) for seqs in first_of.values())
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_whoever_is_killed_what_a_consumer_finds_is_the_outbox(tmp_path: Path, name: str) -> None:
+    """Nothing is missing; no duplicate where the sink can tell; elsewhere duplicates are the same message."""
+    chance = random.Random(SEED)
+    print(f"ONCELAKE_TEST_SEED={SEED}")
+    target = TARGETS[name](tmp_path / "server")
+    target.folder.mkdir()
+    target.start()
+    bench = Bench(tmp_path, target)
+    try:
+        bench.ingest(COUNT // 2)
+        struck = 0
+        for _ in range(KILLS):
+            process = bench.start()
+            time.sleep(chance.uniform(0.0, 0.2))
+            struck += bench.seq() < bench.records
+            end(process)
+        assert struck, "every kill came too late"
+        process = bench.start()
+        bench.ingest(COUNT - COUNT // 2)
+        for _ in range(SERVER_KILLS if target.can_die else 0):
+            time.sleep(chance.uniform(0.0, 0.5))
+            target.kill()
+            time.sleep(chance.uniform(0.0, 0.7))
+            target.again()
+        end(process)
+        bench.finish()
+        assert bench.seq() == COUNT
+        check(target, bench.outbox())
+    finally:
+        bench.lake.close()
+        target.stop()
