@@ -129,7 +129,7 @@ def _with_tails(root: Path) -> None:
 CONFLICT = record_of(1, unit="USD")
 MERGING: list[Step] = [post(0, 3), flush, post(3, 5), flush, post(5, 7), flush, post(7, 9), flush]
 SCENARIOS: dict[str, Scenario] = {
-    "a new data directory": Scenario([], [post(0, 3)]),
+    "a new data directory": Scenario([], [post(0, 3), flush, post(3, 4)]),
     "commits": Scenario([post(0, 4, None)], [post(3, 9, CONFLICT, None), follow, post(9, 11), post(20, 32)]),
     "singles": Scenario([post(0, 2)], [post(2, 3), follow, post(3, 4), post(1, 2, CONFLICT), post(4, 5)]),
     "a flush": Scenario([post(0, 9)], [flush, post(9, 11)]),
