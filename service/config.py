@@ -53,6 +53,7 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     query_threads: Positive = 2
     compact: bool = True
     compact_memory: Memory = "128MB"
+    compact_rest_s: Seconds = 600.0
     compact_grace_s: Seconds = 600.0
 
 

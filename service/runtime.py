@@ -61,7 +61,7 @@ class Lake:
         self.config = config
         store, ingest = config.store, config.ingest
         root = Path(store.data_dir)
-        compaction = CompactionSettings(memory=store.compact_memory, grace_s=store.compact_grace_s)
+        compaction = CompactionSettings(store.compact_memory, store.compact_grace_s, store.compact_rest_s)
         settings = StoreSettings(
             root, fsync=store.fsync, segment_bytes=config.outbox.segment_bytes, compaction=compaction
         )

@@ -102,13 +102,21 @@ def assert_verified(data: Path) -> None:
     [
         ("bulk", {"oncelake_store__flush_interval_s": "30"}),
         ("singles", {"oncelake_store__flush_interval_s": "30"}),
-        ("flush", {"oncelake_store__flush_interval_s": "0.1", "oncelake_store__flush_rows": "5000"}),
+        (
+            "flush",
+            {
+                "oncelake_store__flush_interval_s": "0.05",
+                "oncelake_store__flush_rows": "5000",
+                "oncelake_store__compact_rest_s": "0.01",
+                "oncelake_store__compact_grace_s": "0.1",
+            },
+        ),
     ],
 )
 def test_nothing_answered_is_lost_and_nothing_is_stored_twice(
     tmp_path: Path, scenario: str, settings: dict[str, str]
 ) -> None:
-    """The service is killed at random moments while it takes a bulk file, single records, or flushes."""
+    """The service is killed at random moments while it takes a bulk file, single records, or flushes and compacts."""
     print(f"seed {SEED}: ONCELAKE_TEST_SEED={SEED}")
     chance = random.Random(f"{SEED} {scenario}")
     data = tmp_path / "data"

@@ -35,6 +35,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "store.query_threads": ("3", 3),
     "store.compact": ("false", False),
     "store.compact_memory": ("64MB", "64MB"),
+    "store.compact_rest_s": ("1.5", 1.5),
     "store.compact_grace_s": ("30.5", 30.5),
     "ingest.unknown_fields": ("ignore", "ignore"),
     "ingest.negative_values": ("accept", "accept"),
