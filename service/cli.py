@@ -43,6 +43,9 @@ def parser() -> argparse.ArgumentParser:
 
     _command(commands, "verify", _verify, "prove that outboxes, Parquet, index and catalog agree (JSON report)")
 
+    backup = _command(commands, "backup", _backup, "copy the data directory, also of a running service")
+    backup.add_argument("directory", type=Path, metavar="DIR", help="a new or empty directory")
+
     rejected = _command(commands, "rejected", _rejected, "list dead letters, newest first")
     rejected.add_argument("--status", choices=["conflict", "rejected"])
     rejected.add_argument("--source-id", help="of the record")
@@ -165,6 +168,13 @@ def _verify(options: argparse.Namespace) -> int:
     from service.verifying import verify
 
     return verify(config)
+
+
+def _backup(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from service.backing import backup
+
+    return backup(config, options.directory)
 
 
 def _rejected(options: argparse.Namespace) -> int:

@@ -96,7 +96,7 @@ class Disk:
         finally:
             os.close(handle)
 
-    def write(self, path: Path, data: Buffer | Sequence[Buffer], *, sync: bool = True) -> None:
+    def write(self, path: Path, data: Buffer | Iterable[Buffer], *, sync: bool = True) -> None:
         """A new file with these bytes, synced (not its directory). A file that is there is replaced in place."""
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:

@@ -133,8 +133,7 @@ def merge_tier(
     if not chosen:
         return None
     seqs = (min(row.min_seq for row in chosen), max(row.max_seq for row in chosen))
-    newest = max(row.name for row in chosen)
-    name = f"internal/{kind}/{Path(newest).stem.split('.')[0]}.{len(chosen)}-{sum(row.rows for row in chosen)}.arrow"
+    name = f"internal/{kind}/{_merged_name(chosen)}"
     staged = root / STAGING / Path(name).name
     runs = [KINDS[kind].map(root / row.name, row) for row in chosen]
     try:
@@ -151,6 +150,13 @@ def merge_tier(
         with contextlib.suppress(OSError):  # nothing names it any more, and the next start removes it
             disk.remove(root / old)  # a mapping keeps the bytes for whoever still reads them
     return gone, merged
+
+
+def _merged_name(chosen: list[RunRow]) -> str:
+    """That of the newest run, one merge further: never a name that one of them has, whatever the rows add up to."""
+    parts = [Path(row.name).stem.split(".") for row in chosen]
+    merges = [int(rest[0].split("-")[0]) for _, *rest in parts if rest and rest[0][0].isdigit()]
+    return f"{max(parts)[0]}.{max(merges, default=0) + 1}-{sum(row.rows for row in chosen)}.arrow"
 
 
 def clear_staging(disk: Disk, root: Path) -> None:

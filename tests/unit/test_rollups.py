@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections import Counter
 from decimal import Decimal, localcontext
@@ -18,6 +19,7 @@ from store.rollups import HOUR_US, ROLLUP_SCHEMA, Rollup, adjacent_to_merge, cov
 from store.store import Store
 from store.verify import verify
 from tests.support.direct import Direct, open_store, record_of
+from tests.support.lake import Lake
 from tests.support.snapshots import START_US, record, stored
 
 record_lists = st.lists(
@@ -173,6 +175,32 @@ def test_merges_keep_what_the_rollups_say(tmp_path: Path) -> None:
     committer.stop()
     store.close()
     assert verify(tmp_path / "data").ok
+
+
+def test_a_merge_never_takes_the_name_of_what_it_merges(tmp_path: Path) -> None:
+    """Rollups of the same hours add up to as many rows as each has: merged ones are merged again, and none is lost."""
+    lake = Lake(tmp_path / "data")
+    for number in range(17):
+        lake.post(json.dumps(json_record(number)).encode())
+        lake.store.flush_once()
+        while lake.store.merge_once():
+            pass
+    lake.close()
+    assert verify(tmp_path / "data").ok
+
+
+def json_record(number: int) -> dict[str, str]:
+    """Records of one hour, destination and unit."""
+    return {
+        "recordId": f"rec-{number}",
+        "time": "2024-03-01T12:00:00Z",
+        "sourceId": "s",
+        "destinationId": "d",
+        "type": "positive",
+        "value": "1",
+        "unit": "SEK",
+        "reference": "r",
+    }
 
 
 def rows_of(store: Store) -> list[dict[str, Any]]:
