@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from api.problems import ProblemError
 
 __all__ = ["wanted"]
+
+
+_WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
 
 
 def wanted(accept: str | None, offered: Sequence[str]) -> str:
@@ -24,6 +28,7 @@ def wanted(accept: str | None, offered: Sequence[str]) -> str:
             406,
             "not_acceptable",
             f"the answer cannot be had as {accept!r}; there is {', '.join(offered)}",
+            headers={"vary": "Accept"},
             available=list(offered),
         )
     return best
@@ -36,10 +41,7 @@ def _range(item: str) -> tuple[str, float]:
     for parameter in parameters:
         key, _, value = parameter.partition("=")
         if key.strip().lower() == "q":
-            try:
-                weight = min(max(float(value), 0.0), 1.0)
-            except ValueError:
-                weight = 0.0
+            weight = float(value) if _WEIGHT.fullmatch(value.strip()) else 0.0
     return name.lower(), weight
 
 

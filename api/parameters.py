@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from store.errors import QueryError
 from store.queries import Filters
@@ -12,7 +12,7 @@ from store.times import parse_time
 
 __all__ = ["Parameters", "filters_of"]
 
-_MAX_PAIRS = 1_000
+_MAX_PAIRS = 10_000
 
 
 class Parameters:
@@ -40,6 +40,11 @@ class Parameters:
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known)) or 'none'}"
                 raise QueryError(f"there is no parameter {name!r}; {hint}", parameter=name)
             self._values.setdefault(name, []).append(value)
+
+    def with_cursor(self, cursor: str) -> str:
+        """The query string of the next page."""
+        pairs = [(name, value) for name, values in self._values.items() if name != "cursor" for value in values]
+        return urlencode([*pairs, ("cursor", cursor)])
 
     def many(self, name: str) -> tuple[str, ...]:
         """All values of a repeatable parameter."""

@@ -55,11 +55,14 @@ class Reader(Protocol):
 class ApiSettings:
     """Limits of the HTTP face. Bodies up to `inline_bytes` are decoded on the event loop, larger ones in a thread.
 
-    `open_answers` are read by clients at once, each of which keeps some MB and its part of the spool.
+    `waiting_queries` wait for their first byte beside those that run. `open_answers` are read by clients at once, each
+    of which keeps some MB and its part of the spool. `max_answer_rows` of 0 is no limit.
     """
 
     max_body_bytes: int = 32 << 20
     body_timeout_s: float = 30.0
     concurrent_queries: int = 4
     inline_bytes: int = 4_096
-    open_answers: int = 32
+    open_answers: int = 64
+    waiting_queries: int = 60
+    max_answer_rows: int = 0

@@ -12,11 +12,14 @@ from litestar.exceptions import HTTPException
 
 from api.request_ids import request_id
 from store.errors import (
+    AnswerTooLargeError,
     CorruptionError,
     DiskFullError,
     InputError,
     InvalidSchemaError,
     QueryError,
+    QueryMemoryError,
+    QueryTimeError,
     QueueFullError,
     StoppingError,
     TooLargeError,
@@ -77,6 +80,12 @@ def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[byte
         case QueryError():
             named: dict[str, Any] = {"parameter": error.parameter} if error.parameter else {}
             return problem(400, "invalid_parameter", str(error), **named)
+        case AnswerTooLargeError():
+            return problem(422, "answer_too_large", str(error))
+        case QueryTimeError():
+            return problem(503, "query_timeout", str(error))
+        case QueryMemoryError():
+            return problem(503, "query_memory", str(error))
         case InputError():
             position: dict[str, Any] = {"position": error.position} if error.position else {}
             return problem(_input_status(error), error.code, str(error), **position)

@@ -6,8 +6,9 @@ import asyncio
 import functools
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -16,18 +17,21 @@ from litestar import Request, Response, get, post
 from litestar.response import Stream
 
 from api.access import grant_of
-from api.answers import aggregation, continued
+from api.answers import json_answer
 from api.negotiation import wanted
 from api.parameters import Parameters, filters_of
 from api.ports import ApiSettings, Intake, Reader
 from api.problems import ProblemError, problem
+from api.questions import Answer, Question, continued
 from api.replies import Replies
 from api.request_ids import request_id
-from api.streams import Streams
+from api.rows import ARROW, CSV, NDJSON, PARQUET, Form, flat_answer
+from api.streams import Streams, in_sections
 from store.canonical import render_records, render_times
 from store.engine import Stop
 from store.errors import TooLargeError
 from store.outcomes import Reply
+from store.snapshot import Snapshot
 
 __all__ = ["Records"]
 
@@ -37,12 +41,20 @@ _AGGREGATION = {
     "startTime", "endTime", "type", "destinationId", "sourceId", "reference", "unit", "include", "asOf",
     "limit", "cursor",
 }  # fmt: skip
-_FORMATS = ("application/json",)
+_JSON = "application/json"
+_FORMS: dict[str, Form | None] = {
+    _JSON: None,
+    "application/x-ndjson": NDJSON,
+    "application/ndjson": NDJSON,
+    "application/jsonl": NDJSON,
+    "text/csv": CSV,
+    "application/vnd.apache.arrow.stream": ARROW,
+    "application/vnd.apache.parquet": PARQUET,
+}
 _LOOKUPS = 2
 """Threads for single records, which need not wait for those that aggregate."""
 
 _MAX_LIMIT = 1_000_000
-_SECTION = 64 << 10
 
 
 class Records:
@@ -52,7 +64,7 @@ class Records:
         self._intake = intake
         self._reader = reader
         self._settings = settings
-        self._streams = Streams(settings.concurrent_queries, settings.open_answers)
+        self._streams = Streams(settings.concurrent_queries, settings.waiting_queries, settings.open_answers)
         self._replies = Replies()
         self._threads = ThreadPoolExecutor(_LOOKUPS, thread_name_prefix="lookup")
 
@@ -145,24 +157,35 @@ class Records:
     async def aggregate(self, request: Req) -> Response[Any]:
         """Stream an aggregation; what is wrong with the question is answered before the first byte."""
         parameters = Parameters(request.scope["query_string"], _AGGREGATION)
-        filters = continued(filters_of(parameters), parameters.one("cursor"))
-        is_totals = parameters.choice("include", ("records", "totals")) == "totals"
-        include: Literal["records", "totals"] = "totals" if is_totals else "records"
-        limit = parameters.whole("limit", 1, _MAX_LIMIT)
-        media_type = wanted(request.headers.get("accept"), _FORMATS)
+        question = Question(
+            continued(filters_of(parameters), parameters.one("cursor")),
+            "totals" if parameters.choice("include", ("records", "totals")) == "totals" else "records",
+            parameters.whole("limit", 1, _MAX_LIMIT),
+            self._settings.max_answer_rows,
+        )
+        media_type = wanted(",".join(request.headers.getall("accept", [])), tuple(_FORMS))
+        form = _FORMS[media_type]
+        headers = {"vary": "Accept"}
 
         def pieces(stop: Stop) -> Generator[bytes, None, None]:
-            """The answer in sections that are worth a write."""
-            with self._reader.snapshot() as snapshot:
-                section = bytearray()
-                for piece in aggregation(self._reader.engine, snapshot, filters, include, limit, stop):
-                    section += piece
-                    if len(section) >= _SECTION:
-                        yield bytes(section)
-                        section.clear()
-                yield bytes(section)
+            with self._reader.snapshot() as snapshot, self._answer(snapshot, question, form, stop) as answer:
+                headers["oncelake-as-of"] = str(answer.as_of)
+                if answer.cursor is not None:
+                    link = f"{request.scope['path']}?{parameters.with_cursor(answer.cursor)}"
+                    headers["link"] = f'<{link}>; rel="next"'
+                if form is not None:
+                    headers["content-disposition"] = f'attachment; filename="{question.include}.{form.ending}"'
+                yield from in_sections(answer.pieces)
 
-        return Stream(await self._streams.opened(request, pieces), media_type=media_type)
+        body = await self._streams.opened(request, pieces)
+        return Stream(body, media_type=media_type, headers=headers)
+
+    def _answer(
+        self, snapshot: Snapshot, question: Question, form: Form | None, stop: Stop
+    ) -> AbstractContextManager[Answer]:
+        if form is None:
+            return json_answer(self._reader.engine, snapshot, question, stop)
+        return flat_answer(self._reader.engine, snapshot, question, form, stop)
 
 
 def _record_id(raw_path: bytes) -> str:

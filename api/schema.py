@@ -61,6 +61,25 @@ def _ok(description: str) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": {"type": "object"}}}}
 
 
+def _answer() -> dict[str, Any]:
+    """An aggregation, in each of its formats."""
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    return {
+        **_ok("groups with totals and records in JSON, else flat rows"),
+        "headers": {
+            "Oncelake-As-Of": {"description": "the seq that the answer stands for", "schema": {"type": "string"}},
+            "Link": {"description": 'the next page, `rel="next"`', "schema": {"type": "string"}},
+        },
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "application/x-ndjson": {"schema": {"type": "string"}},
+            "text/csv": {"schema": {"type": "string"}},
+            "application/vnd.apache.arrow.stream": binary,
+            "application/vnd.apache.parquet": binary,
+        },
+    }
+
+
 _TEXTS = {"type": "array", "items": {"type": "string"}}
 _BOOLEAN = {"type": "string", "enum": ["true", "false"]}
 _TIME = {"type": "string", "format": "date-time"}
@@ -125,7 +144,19 @@ DOCUMENT: dict[str, Any] = {
                     _parameter("limit", {"type": "integer", "minimum": 1}, "records on a page"),
                     _parameter("cursor", {"type": "string"}, "`nextCursor` of the page before"),
                 ],
-                "responses": {"200": _ok("groups with totals and records"), **_problems(_BAD_PARAMETER)},
+                "responses": {
+                    "200": _answer(),
+                    **_problems(
+                        _BAD_PARAMETER,
+                        (406, "none of the formats that there are (`not_acceptable`)"),
+                        (422, "more rows than an answer may have (`answer_too_large`)"),
+                        (
+                            503,
+                            "`too_many_queries`, `too_many_answers`: try again after `Retry-After`; "
+                            "`query_timeout`, `query_memory`: ask for less",
+                        ),
+                    ),
+                },
             }
         },
         "/records/{recordId}": {

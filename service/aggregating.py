@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from api.answers import aggregation
+from api.answers import json_answer
+from api.questions import Question
+from api.rows import ARROW, CSV, NDJSON, PARQUET, flat_answer
 from service.config import Config
 from store.canonical import render_decimals, render_times
 from store.engine import Engine
@@ -24,9 +26,11 @@ from store.times import parse_time
 
 __all__ = ["aggregate"]
 
+_FORMS = {"csv": CSV, "ndjson": NDJSON, "arrow": ARROW, "parquet": PARQUET}
+
 
 def aggregate(config: Config, options: argparse.Namespace) -> int:
-    """Print an aggregation as a table, as the JSON of the API, or as CSV."""
+    """Print an aggregation as a table, or in a format of the API."""
     root = Path(config.store.data_dir)
     filters = Filters(
         start_us=_time("--start-time", options.start_time),
@@ -43,35 +47,25 @@ def aggregate(config: Config, options: argparse.Namespace) -> int:
         memory, threads = config.store.query_memory, config.store.query_threads
         engine = Engine(root, Path(temp), memory=memory, threads=threads, also=HANDLES)
         try:
-            if options.format == "json":
-                for piece in aggregation(engine, snapshot, filters, options.include):
-                    sys.stdout.buffer.write(piece)
-                sys.stdout.buffer.write(b"\n")
-            elif options.format == "csv":
-                _write_csv(engine, snapshot, filters, options.include)
-            else:
+            question = Question(filters, options.include)
+            if options.format == "table":
                 _show(engine, snapshot, filters, options.include)
+            elif options.format == "json":
+                with json_answer(engine, snapshot, question) as answer:
+                    _write(answer.pieces)
+                _write([b"\n"])
+            else:
+                with flat_answer(engine, snapshot, question, _FORMS[options.format]) as answer:
+                    _write(answer.pieces)
         finally:
             engine.close()
     return 0
 
 
-def _write_csv(engine: Engine, snapshot: Snapshot, filters: Filters, include: str) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    if include == "totals":
-        writer.writerow(TOTALS.names)
-        table = totals(engine, snapshot, filters)
-        sums = [render_decimals(table.column(name)).to_pylist() for name in ("positive", "negative", "net")]
-        firsts = [table.column(name).to_pylist() for name in ("destinationId", "unit", "count")]
-        writer.writerows(zip(*firsts, *sums, strict=True))
-        return
-    writer.writerow(RECORDS.names)
-    with records(engine, snapshot, filters) as batches:
-        for batch in batches:
-            columns = {name: batch.column(name) for name in RECORDS.names}
-            columns["time"] = render_times(columns["time"])
-            columns["value"] = render_decimals(columns["value"])
-            writer.writerows(zip(*(column.to_pylist() for column in columns.values()), strict=True))
+def _write(pieces: Iterable[bytes]) -> None:
+    for piece in pieces:
+        sys.stdout.buffer.write(piece)
+    sys.stdout.buffer.flush()
 
 
 def _show(engine: Engine, snapshot: Snapshot, filters: Filters, include: str) -> None:
@@ -87,8 +81,8 @@ def _show(engine: Engine, snapshot: Snapshot, filters: Filters, include: str) ->
     if include == "totals":
         return
     listing = Table(*RECORDS.names, title="Records")
-    with records(engine, snapshot, filters) as batches:
-        for batch in batches:
+    with records(engine, snapshot, filters) as page:
+        for batch in page.batches:
             columns = {name: batch.column(name) for name in RECORDS.names}
             columns["time"] = render_times(columns["time"])
             columns["value"] = render_decimals(columns["value"])

@@ -101,7 +101,7 @@ def _aggregate_options(command: argparse.ArgumentParser) -> None:
         command.add_argument(f"--{name}", action="append", default=[], help="repeatable")
     command.add_argument("--include", choices=["records", "totals"], default="totals")
     command.add_argument("--as-of", type=_count, metavar="SEQ")
-    command.add_argument("--format", choices=["table", "json", "csv"], default="table")
+    command.add_argument("--format", choices=["table", "json", "csv", "ndjson", "arrow", "parquet"], default="table")
 
 
 def _generate_options(command: argparse.ArgumentParser) -> None:

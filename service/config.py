@@ -51,6 +51,7 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     flush_bytes: Positive = 192 << 20
     query_memory: Memory = "192MB"
     query_threads: Positive = 2
+    query_timeout_s: Seconds = 120.0
     compact: bool = True
     compact_memory: Memory = "128MB"
     compact_rest_s: Seconds = 600.0
@@ -109,6 +110,9 @@ class Api(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     write_timeout_s: Seconds = 30.0
     max_connections: Positive = 1_000
     concurrent_queries: Positive = 4
+    waiting_queries: Annotated[int, Meta(ge=0)] = 60
+    open_answers: Positive = 64
+    max_answer_rows: Annotated[int, Meta(ge=0)] = 0
     shutdown_s: Seconds = 30.0
 
 

@@ -56,11 +56,14 @@ def serve(config: Config) -> int:
     lake = Lake(config)
     temp = lake.store.root / "internal" / "tmp"
     lake.store.disk.make_directory(temp)
-    engine = Engine(lake.store.root, temp, memory=config.store.query_memory, threads=config.store.query_threads)
+    store = config.store
+    engine = Engine(
+        lake.store.root, temp, memory=store.query_memory, threads=store.query_threads, time_s=store.query_timeout_s
+    )
     app = create_app(
         lake.intake,
         Reader(lake, engine),
-        ApiSettings(config.api.max_body_bytes, config.api.body_timeout_s, config.api.concurrent_queries),
+        _api_settings(config),
         Tokens(config.tokens),
     )
     server = _Server(
@@ -87,6 +90,18 @@ def serve(config: Config) -> int:
         lake.stop()
         engine.close()
     return 1 if lake.store.failure else 0
+
+
+def _api_settings(config: Config) -> ApiSettings:
+    api = config.api
+    return ApiSettings(
+        max_body_bytes=api.max_body_bytes,
+        body_timeout_s=api.body_timeout_s,
+        concurrent_queries=api.concurrent_queries,
+        open_answers=api.open_answers,
+        waiting_queries=api.waiting_queries,
+        max_answer_rows=api.max_answer_rows,
+    )
 
 
 def _connection_limits(config: Config) -> ConnectionLimits:

@@ -8,6 +8,7 @@ escaped.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from decimal import Decimal
 
 import msgspec
@@ -16,9 +17,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from store.schema import SCALE, TIME_MAX_US
+from store.schema import CANONICAL_FIELDS, SCALE, TIME_MAX_US
 
-__all__ = ["json_strings", "render_decimals", "render_integers", "render_records", "render_times"]
+__all__ = [
+    "json_strings",
+    "render_csv",
+    "render_decimals",
+    "render_integers",
+    "render_objects",
+    "render_records",
+    "render_times",
+    "text_of",
+]
 
 _Bytes = npt.NDArray[np.void]
 
@@ -112,36 +122,91 @@ def _tiny_texts() -> pa.Array:
 
 def json_strings(strings: pa.Array | pa.ChunkedArray) -> pa.Array:
     """Strings as they stand between the quotes of JSON. Most columns hold nothing to escape and are given back."""
+    return _rewritten(
+        strings,
+        lambda content: (content == ord('"')) | (content == ord("\\")) | (content < ord(" ")),
+        lambda text: msgspec.json.encode(text).decode()[1:-1],
+    )
+
+
+def _csv_strings(strings: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """Strings as fields of CSV (RFC 4180): in quotes where they hold a quote, a comma or a line break."""
+    return _rewritten(
+        strings,
+        lambda content: (content == ord('"')) | (content == ord(",")) | (content == ord("\n")) | (content == ord("\r")),
+        lambda text: '"' + text.replace('"', '""') + '"',
+    )
+
+
+def _rewritten(
+    strings: pa.Array | pa.ChunkedArray,
+    special: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]],
+    rewrite: Callable[[str], str],
+) -> pa.Array:
+    """The strings, those rewritten that hold a special byte."""
     strings = _one(strings)
     if strings.type != pa.string():
         strings = strings.cast(pa.string())
     data = strings.buffers()[2]
     if data is None or not len(strings):
         return strings
-    offsets = np.frombuffer(strings.buffers()[1], dtype="<i4")[strings.offset : strings.offset + len(strings) + 1]
+    offsets = _offsets(strings)
     content = np.frombuffer(data, dtype=np.uint8)[offsets[0] : offsets[-1]]
-    to_escape = np.flatnonzero((content == ord('"')) | (content == ord("\\")) | (content < ord(" ")))
-    if not len(to_escape):
+    found = np.flatnonzero(special(content))
+    if not len(found):
         return strings
-    rows = np.unique(np.searchsorted(offsets, to_escape + offsets[0], side="right") - 1)
-    escaped = [msgspec.json.encode(text).decode()[1:-1] for text in strings.take(pa.array(rows)).to_pylist()]
+    rows = np.unique(np.searchsorted(offsets, found + offsets[0], side="right") - 1)
+    texts = [rewrite(text) for text in strings.take(pa.array(rows)).to_pylist()]
     mask = np.zeros(len(strings), dtype=bool)
     mask[rows] = True
-    return pc.replace_with_mask(strings, pa.array(mask), pa.array(escaped, pa.string()))
+    return pc.replace_with_mask(strings, pa.array(mask), pa.array(texts, pa.string()))
 
 
 def render_records(rows: pa.Table | pa.RecordBatch) -> pa.Array:
     """Records (the columns of `store.schema.RECORD`, among others perhaps) as compact canonical JSON objects."""
+    return render_objects(rows.select(CANONICAL_FIELDS))
 
-    def text(name: str) -> pa.Array:
-        return json_strings(rows.column(name))
 
-    return pc.binary_join_element_wise(
-        '{"recordId":"', text("recordId"), '","time":"', render_times(rows.column("time")),
-        '","sourceId":"', text("sourceId"), '","destinationId":"', text("destinationId"),
-        '","type":"', text("type"), '","value":"', render_decimals(rows.column("value")),
-        '","unit":"', text("unit"), '","reference":"', text("reference"), '"}', "",
-    )  # fmt: skip
+def render_objects(rows: pa.Table | pa.RecordBatch) -> pa.Array:
+    """Rows as compact JSON objects in the order of their columns; what is no integer is a string."""
+    pieces: list[str | pa.Array] = []
+    end = "{"
+    for field, column in zip(rows.schema, rows.columns, strict=True):
+        quote = "" if pa.types.is_integer(field.type) else '"'
+        pieces += [f'{end}"{field.name}":{quote}', _text(field.type, column, json_strings)]
+        end = f"{quote},"
+    return pc.binary_join_element_wise(*pieces, end.replace(",", "}"), "")
+
+
+def render_csv(rows: pa.Table | pa.RecordBatch) -> pa.Array:
+    """Rows as lines of CSV, with their line feeds."""
+    pieces: list[str | pa.Array] = []
+    for field, column in zip(rows.schema, rows.columns, strict=True):
+        pieces += [_text(field.type, column, _csv_strings), ","]
+    return pc.binary_join_element_wise(*pieces[:-1], "\n", "")
+
+
+def _text(
+    kind: pa.DataType, column: pa.Array | pa.ChunkedArray, strings: Callable[[pa.Array | pa.ChunkedArray], pa.Array]
+) -> pa.Array:
+    if pa.types.is_integer(kind):
+        return render_integers(column)
+    if pa.types.is_decimal(kind):
+        return render_decimals(column)
+    return render_times(column) if pa.types.is_timestamp(kind) else strings(column)
+
+
+def text_of(strings: pa.Array, begin: int = 0, end: int | None = None) -> bytes:
+    """The bytes of the strings from `begin` to `end`, one behind the other."""
+    if not len(strings):
+        return b""
+    offsets = _offsets(strings)
+    first, last = int(offsets[begin]), int(offsets[len(strings) if end is None else end])
+    return bytes(strings.buffers()[2][first:last])
+
+
+def _offsets(strings: pa.Array) -> npt.NDArray[np.int32]:
+    return np.frombuffer(strings.buffers()[1], dtype="<i4")[strings.offset : strings.offset + len(strings) + 1]
 
 
 def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:

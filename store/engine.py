@@ -13,19 +13,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
-from store.errors import DiskFullError, TransientError
+from store.errors import DiskFullError, QueryMemoryError, QueryTimeError
 from store.spool import spooled
 
 __all__ = ["Engine", "Stop", "as_tables"]
 
-_BATCH_ROWS = 8_192
+_BATCH_ROWS = 2_048
 
 _SMALL_ROWS = 200_000
 """A question that reads no more rows than this is a small one: sorting them fits into the memory below."""
@@ -75,13 +75,21 @@ class Stop:
 class Engine:
     """Runs queries over the data directory at `root`; what does not fit into `memory` goes to `temp`.
 
-    `also` is another directory that may be read.
+    A query may run for `time_s` once it has its turn (None: for ever). `also` is another directory that may be read.
     """
 
     def __init__(
-        self, root: Path, temp: Path, *, memory: str = "192MB", threads: int = 2, also: Path | None = None
+        self,
+        root: Path,
+        temp: Path,
+        *,
+        memory: str = "192MB",
+        threads: int = 2,
+        also: Path | None = None,
+        time_s: float | None = None,
     ) -> None:
         self._temp = temp
+        self._time_s = time_s
         self._memory = memory
         readable = [root.resolve(), *([also] if also else [])]
         self._large = _Lane(readable, temp, memory, threads)
@@ -96,18 +104,26 @@ class Engine:
         *,
         rows: int,
         stop: Stop | None = None,
+        watch: Callable[[pa.RecordBatch], None] | None = None,
     ) -> Iterator[Iterator[pa.RecordBatch]]:
         """Run one query over the data directory and the given tables, and give its answer in record batches.
 
-        `rows` is how many it reads at most. The query is over when the context begins: what can go wrong goes wrong
-        there. `DiskFullError` where there is no room to spill, `TransientError` where even spilling did not help.
+        `rows` is how many it reads at most. The query is over when the context begins, and `watch` has seen all its
+        batches; what it raises ends the query. What can go wrong goes wrong there: `DiskFullError` where there is no
+        room to spill, `QueryMemoryError` where even spilling did not help, `QueryTimeError`.
         """
         lane = self._small if rows <= _SMALL_ROWS else self._large
         with contextlib.ExitStack() as stack:
+            late = threading.Event()
             try:
-                with lane.running(sql, parameters, tables, stop or Stop()) as batches:
-                    answer = stack.enter_context(spooled(batches, self._temp))
+                with lane.running(sql, parameters, tables, stop or Stop(), self._time_s, late) as batches:
+                    answer = stack.enter_context(spooled(_watched(batches, watch) if watch else batches, self._temp))
             except (duckdb.Error, OSError) as error:
+                if late.is_set():
+                    raise QueryTimeError(
+                        f"the question takes more than {self._time_s:g} s (store.query_timeout_s): "
+                        "ask for a shorter time or fewer destinations, or raise that key"
+                    ) from error
                 raise self._explained(error) from error
             yield answer
 
@@ -115,7 +131,7 @@ class Engine:
         text = str(error)
         # Out of memory while rows are fetched comes as an OSError of Arrow's.
         if isinstance(error, duckdb.OutOfMemoryException) or text.startswith("Out of Memory Error"):
-            return TransientError(
+            return QueryMemoryError(
                 f"the question needs more memory than store.query_memory ({self._memory}) gives it: "
                 "ask for a shorter time or fewer destinations, or raise that key"
             )
@@ -155,17 +171,30 @@ class _Lane:
 
     @contextlib.contextmanager
     def running(
-        self, sql: str, parameters: Mapping[str, Any], tables: Mapping[str, pa.Table], stop: Stop
+        self,
+        sql: str,
+        parameters: Mapping[str, Any],
+        tables: Mapping[str, pa.Table],
+        stop: Stop,
+        time_s: float | None,
+        late: threading.Event,
     ) -> Iterator[Iterator[pa.RecordBatch]]:
-        """The query as it runs; leaving the context ends it, also one that has not given all its rows."""
+        """The query as it runs; leaving the context ends it, also one that has not given all its rows.
+
+        After `time_s` it is interrupted, and `late` says so.
+        """
         while not self._turn.acquire(timeout=_TURN_S):
             stop.check()
         try:
-            with contextlib.closing(self._connection.cursor()) as cursor, stop.over(cursor):
+            with (
+                contextlib.closing(self._connection.cursor()) as cursor,
+                stop.over(cursor),
+                _interrupted_after(time_s, cursor, late),
+            ):
                 for name, table in tables.items():
                     cursor.register(name, table)
                 with cursor.sql(sql, params=dict(parameters)).to_arrow_reader(_BATCH_ROWS) as reader:
-                    yield _batches(reader, stop)
+                    yield _batches(reader, stop, late)
         finally:
             self._turn.release()
 
@@ -173,9 +202,42 @@ class _Lane:
         self._connection.close()
 
 
-def _batches(reader: pa.RecordBatchReader, stop: Stop) -> Iterator[pa.RecordBatch]:
+@contextlib.contextmanager
+def _interrupted_after(
+    time_s: float | None, cursor: duckdb.DuckDBPyConnection, late: threading.Event
+) -> Iterator[None]:
+    if time_s is None:
+        yield
+        return
+    done = threading.Event()
+
+    def watch() -> None:
+        if done.wait(time_s):
+            return
+        late.set()
+        while not done.wait(_TURN_S):  # DuckDB forgets an interrupt that comes before the query runs
+            cursor.interrupt()
+
+    watcher = threading.Thread(target=watch, name="query-time", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _watched(batches: Iterator[pa.RecordBatch], watch: Callable[[pa.RecordBatch], None]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        watch(batch)
+        yield batch
+
+
+def _batches(reader: pa.RecordBatchReader, stop: Stop, late: threading.Event) -> Iterator[pa.RecordBatch]:
     for batch in reader:
         stop.check()
+        if late.is_set():
+            raise duckdb.InterruptException("the question took too long")
         if batch.num_rows:
             yield batch
 

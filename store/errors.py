@@ -8,6 +8,10 @@ OncelakeError
 │   ├── TooLargeError       over a configured limit                                              HTTP 413
 │   └── UnknownFormatError  a media type, encoding or file ending that is not known              HTTP 415
 ├── QueryError          a parameter of a question is not valid                                   HTTP 400
+├── QueryLimitError     a question that is valid went beyond a limit; ask for less
+│   ├── AnswerTooLargeError  more rows than one answer may have                                 HTTP 422
+│   ├── QueryTimeError       it took longer than a query may                                    HTTP 503
+│   └── QueryMemoryError     it needed more memory than queries have, also when it spilled      HTTP 503
 ├── TransientError      try again later
 │   ├── QueueFullError      ingest is saturated                                                  HTTP 429
 │   ├── StoppingError       the service is shutting down, or lost its store                      HTTP 503
@@ -22,6 +26,7 @@ OncelakeError
 from __future__ import annotations
 
 __all__ = [
+    "AnswerTooLargeError",
     "ConfigError",
     "CorruptionError",
     "DiskFullError",
@@ -29,6 +34,9 @@ __all__ = [
     "InvalidSchemaError",
     "OncelakeError",
     "QueryError",
+    "QueryLimitError",
+    "QueryMemoryError",
+    "QueryTimeError",
     "QueueFullError",
     "StoppingError",
     "StoreInUseError",
@@ -85,6 +93,22 @@ class QueryError(OncelakeError):
     def __init__(self, message: str, *, parameter: str) -> None:
         super().__init__(message)
         self.parameter = parameter
+
+
+class QueryLimitError(OncelakeError):
+    """A question that is valid went beyond a limit. The message names the limit and its key."""
+
+
+class AnswerTooLargeError(QueryLimitError):
+    """More rows than one answer may have."""
+
+
+class QueryTimeError(QueryLimitError):
+    """A query took longer than it may."""
+
+
+class QueryMemoryError(QueryLimitError):
+    """A query needed more memory than there is for it, also when it spilled."""
 
 
 class TransientError(OncelakeError):

@@ -9,19 +9,30 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from store.engine import Engine, Stop, as_tables
-from store.errors import QueryError
+from store.errors import AnswerTooLargeError, QueryError
 from store.rollups import HOUR_US, ROLLUP_SCHEMA, covering
 from store.schema import CANONICAL_FIELDS, SCALE, STORED
 from store.snapshot import SealedFile, Snapshot
 from store.sums import from_limbs, group_sums, limbs
 
-__all__ = ["RECORDS", "TOTALS", "Filters", "as_of", "by_unit", "records", "totals", "totals_in_batches"]
+__all__ = [
+    "RECORDS",
+    "TOTALS",
+    "Filters",
+    "Page",
+    "Place",
+    "as_of",
+    "by_unit",
+    "records",
+    "totals",
+    "totals_in_batches",
+]
 
 _DECIMAL = pa.decimal128(38, SCALE)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -42,11 +53,15 @@ RECORDS = pa.schema([STORED.field(name) for name in ("seq", *CANONICAL_FIELDS)])
 """Records as an aggregation lists them."""
 
 
+Place = tuple[str, int, int]
+"""Where a record stands in the order of records: destinationId, time in microseconds, seq."""
+
+
 @dataclass(frozen=True)
 class Filters:
     """Which records a question is about. Times are microseconds since the epoch, the end exclusive; no lists: all.
 
-    `after` is a place in the order (destinationId, time, seq): only records behind it match, for pages.
+    Only records behind the place `after` match, for pages.
     """
 
     start_us: int | None = None
@@ -57,7 +72,14 @@ class Filters:
     references: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
     as_of: int | None = None
-    after: tuple[str, int, int] | None = None
+    after: Place | None = None
+
+
+class Page(NamedTuple):
+    """Records in order, and the place of the last one where there are more behind it."""
+
+    batches: Iterator[pa.RecordBatch]
+    end: Place | None
 
 
 def as_of(snapshot: Snapshot, filters: Filters) -> int:
@@ -77,9 +99,9 @@ def totals(engine: Engine, snapshot: Snapshot, filters: Filters) -> pa.Table:
 
 @contextlib.contextmanager
 def totals_in_batches(
-    engine: Engine, snapshot: Snapshot, filters: Filters, stop: Stop | None = None
+    engine: Engine, snapshot: Snapshot, filters: Filters, stop: Stop | None = None, max_rows: int = 0
 ) -> Iterator[Iterator[pa.RecordBatch]]:
-    """The same, streamed: there may be as many groups as records."""
+    """The same, streamed: there may be as many groups as records. `AnswerTooLargeError` beyond `max_rows` (0: none)."""
     rolled = _rolled_up(snapshot, filters)
     source = _source(snapshot, filters, rolled)
     sums = f"""
@@ -106,7 +128,8 @@ def totals_in_batches(
         WHERE count > 0
         ORDER BY destinationId, unit
     """  # noqa: S608
-    with engine.query(sql, source.parameters, source.tables, rows=source.rows, stop=stop) as batches:
+    seen = _Seen(None, max_rows)
+    with engine.query(sql, source.parameters, source.tables, rows=source.rows, stop=stop, watch=seen) as batches:
         yield (batch.cast(TOTALS) for batch in batches)
 
 
@@ -130,9 +153,17 @@ def by_unit(totals: pa.Table) -> pa.Table:
 
 @contextlib.contextmanager
 def records(
-    engine: Engine, snapshot: Snapshot, filters: Filters, limit: int | None = None, stop: Stop | None = None
-) -> Iterator[Iterator[pa.RecordBatch]]:
-    """The matching records (`RECORDS`) by destinationId, time and seq, streamed."""
+    engine: Engine,
+    snapshot: Snapshot,
+    filters: Filters,
+    limit: int | None = None,
+    stop: Stop | None = None,
+    max_rows: int = 0,
+) -> Iterator[Page]:
+    """The matching records (`RECORDS`) in order, streamed: all, or the first `limit` of them.
+
+    `AnswerTooLargeError` where there would be more than `max_rows` (0: none).
+    """
     source = _source(snapshot, filters)
     sql = f"""
         WITH matching AS ({source.sql})
@@ -142,9 +173,47 @@ def records(
         {"LIMIT $limit" if limit is not None else ""}
     """  # noqa: S608
     if limit is not None:
-        source.parameters["limit"] = limit
-    with engine.query(sql, source.parameters, source.tables, rows=source.rows, stop=stop) as batches:
-        yield (batch.cast(RECORDS) for batch in batches)
+        source.parameters["limit"] = limit + 1
+    seen = _Seen(limit, max_rows)
+    with engine.query(sql, source.parameters, source.tables, rows=source.rows, stop=stop, watch=seen) as batches:
+        end = seen.place if limit is not None and seen.rows > limit else None
+        yield Page((batch.cast(RECORDS) for batch in _first(batches, limit)), end)
+
+
+class _Seen:
+    """Looks at the rows of an answer while it is made: how many, and where the last one of a page stands."""
+
+    def __init__(self, limit: int | None, max_rows: int) -> None:
+        self.rows = 0
+        self.place: Place | None = None
+        self._limit = limit
+        self._max_rows = max_rows
+
+    def __call__(self, batch: pa.RecordBatch) -> None:
+        before, self.rows = self.rows, self.rows + batch.num_rows
+        if self._limit is not None and before < self._limit <= self.rows:
+            self.place = _place(batch, self._limit - before - 1)
+        if self._max_rows and min(self.rows, self._limit or self.rows) > self._max_rows:
+            raise AnswerTooLargeError(
+                f"the answer has more than {self._max_rows} rows (api.max_answer_rows): "
+                "ask for it in pages with limit and cursor, or for a shorter time or fewer destinations"
+            )
+
+
+def _place(rows: pa.RecordBatch, row: int) -> Place:
+    time = rows.column("time")[row].cast(pa.int64()).as_py()
+    return rows.column("destinationId")[row].as_py(), time, rows.column("seq")[row].as_py()
+
+
+def _first(batches: Iterator[pa.RecordBatch], limit: int | None) -> Iterator[pa.RecordBatch]:
+    """The first `limit` rows."""
+    left = limit
+    for batch in batches:
+        if left is None:
+            yield batch
+        elif left:
+            yield batch.slice(0, left)
+            left -= min(left, batch.num_rows)
 
 
 @dataclass(frozen=True)
@@ -295,7 +364,7 @@ def _chosen(filters: Filters) -> tuple[list[str], dict[str, Any]]:
             conditions.append(f"{column} = ${name}")
             parameters[name] = values[0]
         elif values:
-            conditions.append(f"list_contains(${name}::VARCHAR[], {column})")
+            conditions.append(f"{column} IN (SELECT unnest(${name}::VARCHAR[]))")  # a hash join, however many
             parameters[name] = list(values)
     return conditions, parameters
 

@@ -164,15 +164,15 @@ def test_a_long_answer_comes_whole(long_lake: Served) -> None:
 
 def test_an_answer_that_fails_on_the_way_is_cut_off(long_lake: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection ends without the last chunk, and the next question is answered."""
-    render, calls = answers.render_records, [0]
+    render, calls = answers.render_objects, [0]
 
     def broken(rows: Any) -> Any:
         calls[0] += 1
-        if calls[0] == 3:
+        if calls[0] == 9:
             raise OSError("the disk is gone")
         return render(rows)
 
-    monkeypatch.setattr(answers, "render_records", broken)
+    monkeypatch.setattr(answers, "render_objects", broken)
     found = long_lake.raw(f"GET {PATH} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
     assert found.startswith(b"HTTP/1.1 200 OK")
     assert len(found) > 1_000_000
@@ -190,7 +190,7 @@ def test_a_question_that_fails_before_its_first_byte_is_a_problem(
         raise OSError("secret path")
         yield b""
 
-    monkeypatch.setattr(records, "aggregation", broken)
+    monkeypatch.setattr(records, "json_answer", broken)
     answer = lake.get(PATH)
     assert (answer.status_code, answer.json()["code"]) == (500, "internal")
     assert "secret" not in answer.text
@@ -245,7 +245,11 @@ def test_more_open_answers_than_there_may_be_are_put_off(long_lake: Served) -> N
         connection.sendall(request)
         assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
     refused = long_lake.get(PATH)
-    assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "unavailable", "1")
+    assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (
+        503,
+        "too_many_answers",
+        "1",
+    )
     for connection in slow:
         connection.close()
     wait_until(lambda: long_lake.reader.open_snapshots == 0)

@@ -25,7 +25,8 @@ READER = """
 import json, re, sys, threading
 from pathlib import Path
 import msgspec, numpy as np
-from api.answers import aggregation
+from api.answers import json_answer
+from api.questions import Question
 from store.engine import Engine
 from store.queries import Filters
 from store.snapshot import SealedFile, Snapshot
@@ -41,7 +42,11 @@ def anonymous():
 seen = np.zeros(rows + 1, dtype=np.uint8)
 seen.fill(1)  # so that its pages are there before the measurement begins
 seen.fill(0)
-for _ in aggregation(engine, Snapshot(rows, rows, tuple(files), ()), Filters(end_us=0)):
+def answer(filters):
+    with json_answer(engine, Snapshot(rows, rows, tuple(files), ()), Question(filters)) as found:
+        yield from found.pieces
+
+for _ in answer(Filters(end_us=0)):
     pass  # what is loaded once, whatever is asked
 before = peak = anonymous()
 done = threading.Event()
@@ -54,7 +59,7 @@ def sample():
 sampler = threading.Thread(target=sample)
 sampler.start()
 size, tail = 0, b""
-for piece in aggregation(engine, Snapshot(rows, rows, tuple(files), ()), Filters()):
+for piece in answer(Filters()):
     size += len(piece)
     seqs = np.array(re.findall(rb'{"seq":([0-9]+),', piece), dtype="S").astype(np.int64)
     np.add.at(seen, seqs, 1)

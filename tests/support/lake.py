@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from api.answers import aggregation
+from api.answers import json_answer
+from api.questions import Question
 from ingest.committer import Committer, CommitterSettings
 from ingest.decode import Limits
 from ingest.inbox import Inbox, InboxSettings
@@ -90,7 +91,8 @@ class Lake:
         temp.mkdir(parents=True, exist_ok=True)
         engine = Engine(self.root, temp)
         try:
-            pieces = b"".join(aggregation(engine, self.store.snapshot(), filters, include))
+            with json_answer(engine, self.store.snapshot(), Question(filters, include)) as answer:
+                pieces = b"".join(answer.pieces)
         finally:
             engine.close()
         found: dict[str, Any] = json.loads(pieces)

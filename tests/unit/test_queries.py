@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from store import engine as engine_module
 from store.engine import Engine, Stop
-from store.errors import QueryError, TransientError
+from store.errors import QueryError, QueryMemoryError
 from store.queries import RECORDS, TOTALS, Filters, by_unit, records, totals
 from store.snapshot import Snapshot
 from tests.support.snapshots import DAY_US, START_US, record, snapshot_of
@@ -39,8 +39,8 @@ def engine(root: Path) -> Iterator[Engine]:
 
 
 def rows_of(engine: Engine, snapshot: Snapshot, filters: Filters, limit: int | None = None) -> list[dict[str, Any]]:
-    with records(engine, snapshot, filters, limit) as batches:
-        table = pa.Table.from_batches(batches, RECORDS)
+    with records(engine, snapshot, filters, limit) as page:
+        table = pa.Table.from_batches(page.batches, RECORDS)
     times = table.column("time").cast(pa.int64()).to_pylist()
     return [{**row, "time": time} for row, time in zip(table.to_pylist(), times, strict=True)]
 
@@ -211,7 +211,7 @@ def test_one_answer_is_read_while_others_are_asked_for(root: Path, engine: Engin
     snapshot = snapshot_of(root, [record()] * 3, 0)
     with records(engine, snapshot, Filters()) as slow:
         assert totals(engine, snapshot, Filters()).num_rows == 1
-        assert sum(batch.num_rows for batch in slow) == 3
+        assert sum(batch.num_rows for batch in slow.batches) == 3
 
 
 @pytest.mark.parametrize(
@@ -284,10 +284,10 @@ def test_a_question_that_is_withdrawn_stops_running(engine: Engine) -> None:
 
 
 def test_too_little_memory_is_said_with_the_key_to_raise(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is transient: fewer rows, or another time, and it goes."""
+    """Fewer rows, and it goes."""
     monkeypatch.setattr(engine_module, "_SMALL_MEMORY", "8MB")
     small = Engine(root, root / "tmp", memory="8MB", threads=1)
     sql = "SELECT list(range ORDER BY hash(range)) AS l FROM range(3_000_000)"
-    with pytest.raises(TransientError, match="store.query_memory"), small.query(sql, {}, {}, rows=10**9) as batches:
+    with pytest.raises(QueryMemoryError, match="store.query_memory"), small.query(sql, {}, {}, rows=10**9) as batches:
         list(batches)
     small.close()
