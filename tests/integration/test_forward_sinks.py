@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,11 @@ import pytest
 import redis
 
 from outbox.forwarder.shipper import Shipper
+from outbox.forwarder.sinks.jetstream import matches
+from outbox.forwarder.sinks.objects import ObjectSink
+from outbox.forwarder.sinks.s3 import S3Bucket
 from tests.support.forwarding import ListSource, drive, line_of, lines_of, shipper
-from tests.support.servers import Server, redis_server
+from tests.support.servers import Server, make_bucket, nats_server, redis_server, s3_server
 
 COUNT = 5_000
 
@@ -113,3 +117,114 @@ def test_objects_never_overlap_whatever_the_checkpoint_says(tmp_path: Path) -> N
     found = b"".join(path.read_bytes() for path in sorted(out.iterdir()))
     assert found == b"".join(line + b"\n" for _, line in source.lines)
     assert "ahead" in refused(shipper(tmp_path / "c", ListSource(lines_of(1, 60)), f"file://{out}"))
+
+
+@pytest.fixture(scope="module")
+def nats_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with nats_server(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+def nats_url(server: Server, stream: str, subject: str) -> str:
+    return f"nats://127.0.0.1:{server.port}?stream={stream}&subject={subject}"
+
+
+def heard(server: Server, stream: str, subject: str) -> list[bytes]:
+    """Every message of a subject."""
+
+    async def read() -> list[bytes]:
+        import nats
+
+        client = await nats.connect(f"nats://127.0.0.1:{server.port}")
+        try:
+            context = client.jetstream()
+            info = await context.stream_info(stream, subjects_filter=subject)
+            count = (info.state.subjects or {}).get(subject, 0)
+            reader = await context.subscribe(subject, stream=stream, ordered_consumer=True)
+            return [(await reader.next_msg(timeout=30)).data for _ in range(count)]
+        finally:
+            await client.close()
+
+    return asyncio.run(read())
+
+
+def test_nats_takes_no_message_twice(tmp_path: Path, nats_up: Server) -> None:
+    """A checkpoint that was lost costs no duplicate, and messages are the lines."""
+    source = ListSource(lines_of(1, 3_000))
+    drive(shipper(tmp_path / "a", source, nats_url(nats_up, "TWICE", "t.n")), 3_000)
+    source.lines = lines_of(1, 4_000)
+    drive(shipper(tmp_path / "b", source, nats_url(nats_up, "TWICE", "t.n")), 4_000)
+    assert heard(nats_up, "TWICE", "t.n") == [line for _, line in source.lines]
+
+
+def test_two_feeds_may_share_a_stream(tmp_path: Path, nats_up: Server) -> None:
+    """The second subject is added to it, and each feed notices what the other one wrote in between."""
+    source = ListSource(lines_of(1, 400))
+    first = shipper(tmp_path / "a", source, nats_url(nats_up, "SHARED", "s.notifications"), batch=10)
+    second = shipper(tmp_path / "b", source, nats_url(nats_up, "SHARED", "s.alerts"), batch=10, feed="alerts")
+    for _ in range(200):
+        for ship in (first, second):
+            ship._clock.at += ship.step()  # type: ignore[attr-defined]
+    drive(first, 400)
+    drive(second, 400)
+    for subject in ("s.notifications", "s.alerts"):
+        assert heard(nats_up, "SHARED", subject) == [line for _, line in source.lines]
+    assert first.status().failures > 0, "they did not meet"
+
+
+def test_a_subject_that_is_ahead_or_of_another_store_is_refused(tmp_path: Path, nats_up: Server) -> None:
+    """Its messages would have been swallowed as duplicates."""
+    url = nats_url(nats_up, "AHEAD", "a.n")
+    drive(shipper(tmp_path / "a", ListSource(lines_of(1, 20)), url), 20)
+    assert "ahead of the store" in refused(shipper(tmp_path / "b", ListSource(lines_of(1, 10)), url))
+    other = ListSource([(seq, line_of(seq, salt="other")) for seq in range(1, 31)])
+    assert "another message" in refused(shipper(tmp_path / "c", other, url))
+    assert len(heard(nats_up, "AHEAD", "a.n")) == 20
+
+
+def test_dead_letters_that_went_to_nats_again_do_not_turn_it_back(tmp_path: Path, nats_up: Server) -> None:
+    """The last message has an old seq then, and says behind which one it stands."""
+    source, url = ListSource(lines_of(1, 10)), nats_url(nats_up, "DEAD", "d.n")
+    ship = shipper(tmp_path / "a", source, url)
+    drive(ship, 10)
+    ship.desk.bury([(3, line_of(3))], "test")  # type: ignore[list-item]
+    ship.desk.ask_to_retry()
+    ship._clock.at += 2  # type: ignore[attr-defined]
+    drive(ship, 10)
+    source.lines = lines_of(1, 12)
+    drive(shipper(tmp_path / "b", source, url), 12)
+    assert [json.loads(line)["seq"] for line in heard(nats_up, "DEAD", "d.n")] == [*range(1, 11), 3, 11, 12]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "subject", "expected"),
+    [("a.b", "a.b", True), ("a.*", "a.b", True), ("a.>", "a.b.c", True), (">", "a", True), ("a.>", "a", False),
+     ("a.*", "a.b.c", False), ("a.b.c", "a.b", False), ("a", "b", False)],
+)  # fmt: skip
+def test_a_subject_falls_under_a_pattern(pattern: str, subject: str, expected: bool) -> None:
+    """As NATS has it."""
+    assert matches(pattern, subject) is expected
+
+
+def test_a_bucket_is_asked_where_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it holds more objects than one list; one that is ahead is refused."""
+    with s3_server(tmp_path / "s3") as server:
+        make_bucket(server.port, "lake")
+        url = f"s3://lake/deep/er?endpoint=http://127.0.0.1:{server.port}"
+        source = ListSource(lines_of(1, 120))
+        ship = shipper(tmp_path / "a", source, url, batch=5, linger_s=0.0)
+        drive(ship, 120)
+        alerts = shipper(tmp_path / "z", source, url, batch=100, linger_s=0.0, feed="alerts")
+        drive(alerts, 120)
+        for page in (1_000, 10, 1):
+            monkeypatch.setattr("outbox.forwarder.sinks.s3._PAGE", page)
+            bucket = S3Bucket(ship.table)
+            assert bucket.newest("notifications-") == f"notifications-{116:020d}.jsonl"
+            assert bucket.newest("alerts-") == f"alerts-{101:020d}.jsonl"
+            assert bucket.newest("none-") is None
+            assert ObjectSink(bucket, "notifications").open() == (120, line_of(120))
+        assert not bucket.put_new(f"notifications-{116:020d}.jsonl", b"other")
+        assert "ahead" in refused(shipper(tmp_path / "b", ListSource(lines_of(1, 60)), url))
+        source.lines = lines_of(1, 130)
+        drive(shipper(tmp_path / "c", source, url, linger_s=0.0), 130)
+        assert bucket.newest("notifications-") == f"notifications-{121:020d}.jsonl"
