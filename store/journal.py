@@ -290,8 +290,8 @@ class Journal:
                 self._disk.remove(staged)
             return False
         self._disk.sync_directory(self._directory)
-        self._file.close()
-        self._file = self._disk.appender(path, len(data))
+        before, self._file = self._file, self._disk.appender(path, len(data))
+        before.close()
         self.last = self._written = (frame.number, digest)
         for old in sorted(self._directory.glob("*.journal")):
             if old.name < path.name:

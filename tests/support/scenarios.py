@@ -32,6 +32,7 @@ class Run:
         self.unanswered: list[Canonical | None] = []
         self.store = open_store(root, disk)
         self.committer = Direct(self.store)
+        self.is_open = True
 
     def post(self, records: list[Canonical | None]) -> None:
         """One request; what the model takes, too."""
@@ -52,9 +53,11 @@ class Run:
         self.committer.drain()
 
     def close(self) -> None:
-        """Stop."""
-        self.committer.stop()
-        self.store.close()
+        """Stop, once."""
+        if self.is_open:
+            self.is_open = False
+            self.committer.stop()
+            self.store.close()
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ def reopen(run: Run) -> None:
     run.close()
     run.store = open_store(root, disk)
     run.committer = Direct(run.store)
+    run.is_open = True
 
 
 def _without_catalog(root: Path) -> None:
