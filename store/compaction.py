@@ -15,7 +15,6 @@ import contextlib
 import errno
 import logging
 import sqlite3
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,11 +25,12 @@ import duckdb
 
 from store.catalog import Catalog, FileRow, Swap
 from store.choice import choose_partitions
+from store.engine import Stop
 from store.errors import CorruptionError, DiskFullError
 from store.files import Disk, is_disk_full, overlapped
 from store.flush import PartitionLocks
 from store.links import Links
-from store.merging import MergeStoppedError, Merging, merge
+from store.merging import Merging, merge
 from store.parquet import day_directory
 from store.snapshot import SealedFile
 
@@ -107,7 +107,7 @@ class Compaction:
         self._retired: list[tuple[float, Path]] = []
         self._newest: dict[int, tuple[int, float]] = {}
         self._damaged: set[str] = set()
-        self._stopping = threading.Event()
+        self._stop = Stop()
 
     def probe(self) -> str | None:
         """What the file system lacks for compaction, or None: two directories are linked into and exchanged."""
@@ -158,7 +158,7 @@ class Compaction:
 
     def stop(self) -> None:
         """Give up the merge under way, from another thread; what is exchanged is finished."""
-        self._stopping.set()
+        self._stop.set()
 
     # -- choosing
 
@@ -191,14 +191,14 @@ class Compaction:
             for name in staged:
                 self._remove(self._root / name)
             self._disk.make_directories([temp, *(self._root / name for name in staged)])
-            how = Merging(temp, self._settings.memory, self._stopping)
+            how = Merging(temp, self._settings.memory, self._stop)
             found = [self._merged(*merging, how) for merging in zip(chosen, targets, staged, strict=True)]
             swaps = [swap for swap in found if swap is not None]
             overlapped(self._disk.sync_file, [self._root / swap.staged / Path(swap.file.name).name for swap in swaps])
-        except (OSError, MergeStoppedError) as error:
+        except (OSError, duckdb.InterruptException) as error:
             for name in staged:
                 self._remove(self._root / name)
-            if isinstance(error, MergeStoppedError):
+            if isinstance(error, duckdb.InterruptException):
                 return []
             raise
         return swaps
@@ -208,6 +208,8 @@ class Compaction:
         directory = day_directory(files[0].day)
         try:
             row = merge(files, self._root / staged / Path(target).name, target, how)
+        except duckdb.InterruptException:
+            raise
         except (CorruptionError, duckdb.Error) as error:
             if "No space left" in str(error):
                 raise OSError(errno.ENOSPC, str(error)) from error

@@ -8,8 +8,7 @@ with those of the old ones by their number, their ranges and the sum of a hash o
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,14 @@ import pyarrow.parquet as pq
 import xxhash
 
 from store.catalog import FileRow
+from store.engine import Stop
 from store.errors import CorruptionError
 from store.flush import checksum_of
 from store.parquet import describe, flush_of, partition_writer, partitions, write_partition
 from store.schema import STORED
 from store.snapshot import SealedFile
 
-__all__ = ["MergeStoppedError", "Merging", "merge"]
+__all__ = ["Merging", "merge"]
 
 _SMALL_ROWS = 1 << 15
 _BATCH_ROWS = 1 << 16
@@ -49,27 +49,22 @@ _FACTS = """
 """
 
 
-class MergeStoppedError(Exception):
-    """A merge was given up because the service stops."""
-
-
 @dataclass(frozen=True)
 class Merging:
-    """How merges are made: within `memory`, spilling to `temp`, until `stopping` is set."""
+    """How merges are made: within `memory`, spilling to `temp`, until `stop` is set."""
 
     temp: Path
     memory: str
-    stopping: threading.Event
+    stop: Stop
 
 
 def merge(files: Sequence[SealedFile], path: Path, name: str, how: Merging) -> FileRow:
     """Write the records of these files to a new file, not synced. It will be called `name`.
 
     `CorruptionError` where the bytes of a file are not those that the catalog says (rot would be copied), or what was
-    written is not what they hold; `duckdb.Error` where DuckDB cannot do it; `MergeStoppedError` where it was stopped.
+    written is not what they hold; `duckdb.Error` where DuckDB cannot do it, `duckdb.InterruptException` after a stop.
     """
-    if how.stopping.is_set():
-        raise MergeStoppedError
+    how.stop.check()
     if sum(file.rows for file in files) <= _SMALL_ROWS:
         return _merge_small(files, path, name)
     return _merge_large(files, path, name, how)
@@ -96,12 +91,11 @@ def _merge_large(files: Sequence[SealedFile], path: Path, name: str, how: Mergin
         _check(file, _checksum(file))
     paths = [str(file.path) for file in files]
     config: dict[str, Any] = {"memory_limit": how.memory, "threads": 1, "temp_directory": str(how.temp)}
-    with contextlib.closing(duckdb.connect(":memory:", config=config)) as connection:
+    with contextlib.closing(duckdb.connect(":memory:", config=config)) as connection, how.stop.over(connection):
         connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET enable_progress_bar = false")
         with partition_writer(path, _span(files)) as writer:
-            for batch in connection.sql(_SORTED, params={"files": paths}).to_arrow_reader(_BATCH_ROWS):
-                if how.stopping.is_set():
-                    raise MergeStoppedError
+            for batch in _fetched(connection.sql(_SORTED, params={"files": paths}), how.stop):
                 writer.write(pa.Table.from_batches([batch.cast(STORED)]))
         before = _facts(connection, paths)
         after = _facts(connection, [str(path)])
@@ -109,6 +103,16 @@ def _merge_large(files: Sequence[SealedFile], path: Path, name: str, how: Mergin
     if before != after or rows != sum(file.rows for file in files):
         raise CorruptionError(f"{name} would hold {after}, the files that it stands for hold {before}")
     return FileRow(name, files[0].day, rows, min_seq, max_seq, min_time, max_time, *checksum_of(path))
+
+
+def _fetched(rows: duckdb.DuckDBPyRelation, stop: Stop) -> Iterator[pa.RecordBatch]:
+    try:
+        for batch in rows.to_arrow_reader(_BATCH_ROWS):
+            stop.check()
+            yield batch
+    except OSError as error:  # what DuckDB meets while rows are fetched comes as an error of Arrow's
+        stop.check()
+        raise duckdb.OperationalError(str(error)) from error
 
 
 def _facts(connection: duckdb.DuckDBPyConnection, paths: list[str]) -> tuple[int, ...]:

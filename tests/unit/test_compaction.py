@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import threading
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -93,7 +94,7 @@ def test_a_round_takes_the_partitions_that_save_most_and_not_too_many() -> None:
 class Compacted:
     """A store that compacts without waiting, beside its model."""
 
-    def __init__(self, root: Path, disk: Disk | None = None, **settings: float) -> None:
+    def __init__(self, root: Path, disk: Disk | None = None, **settings: float | str) -> None:
         self.model = Model()
         self.root = root
         self.disk = disk
@@ -346,13 +347,33 @@ def test_many_records_are_merged_within_the_memory_that_is_given(
     lake.store.close()
 
 
-def test_a_merge_under_way_is_given_up_at_a_stop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [3, 35_000])
+def test_a_merge_under_way_is_given_up_at_a_stop(tmp_path: Path, rows: int) -> None:
     """Nothing is exchanged, nothing is left."""
     lake = Compacted(tmp_path / "data", rest_s=0.0)
-    lake.flush(0, 3, time=START_US)
-    lake.flush(3, 6, time=START_US)
-    lake.store.compaction.stop()
+    for first in (0, rows):
+        lake.committer.take([record_of(number, time=START_US) for number in range(first, first + rows)])
+        lake.store.flush_once()
+    if rows == 3:
+        lake.store.compaction.stop()
+    else:
+        threading.Timer(0.02, lake.store.compaction.stop).start()
     assert lake.compact() == 0
     assert [path.name for path in (tmp_path / "data" / COMPACTION).iterdir()] == [".tmp"]
-    lake.check()
+    assert len(lake.store.files) == 2
+    assert lake.store.compaction.counters.failures == 0
+    lake.store.close()
+
+
+def test_a_merge_that_has_no_memory_leaves_the_partition_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said, and it is no failure of the store."""
+    lake = Compacted(tmp_path / "data", rest_s=0.0, memory="1MB")
+    for first in (0, 35_000):
+        lake.committer.take([record_of(number, time=START_US) for number in range(first, first + 35_000)])
+        lake.store.flush_once()
+    assert lake.compact() == 0
+    assert "is not compacted until the next start: Out of Memory" in caplog.text
+    assert len(lake.store.files) == 2
     lake.store.close()
