@@ -17,6 +17,7 @@ from bench.bulk import bulk_known, bulk_ndjson, bulk_parquet, memory
 from bench.clickhouse import chdb
 from bench.context import Context
 from bench.dedup import dedup
+from bench.forward import forward
 from bench.measure import Line, Others, Skip, code, machine, markdown, say
 from bench.plot import svg
 from bench.postgres import postgres
@@ -33,6 +34,7 @@ _ROWS: dict[str, Callable[[Context], list[Line]]] = {
     "worker": worker,
     "chdb": chdb,
     "single": single,
+    "forward": forward,
     "dedup": dedup,
     "bulk_known": bulk_known,
     "totals": totals,
