@@ -46,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     backup = _command(commands, "backup", _backup, "copy the data directory, also of a running service")
     backup.add_argument("directory", type=Path, metavar="DIR", help="a new or empty directory")
 
+    _command(commands, "rebuild", _rebuild, "make index, summaries and rollups anew from the records")
+
     rejected = _command(commands, "rejected", _rejected, "list dead letters, newest first")
     rejected.add_argument("--status", choices=["conflict", "rejected"])
     rejected.add_argument("--source-id", help="of the record")
@@ -175,6 +177,13 @@ def _backup(options: argparse.Namespace) -> int:
     from service.backing import backup
 
     return backup(config, options.directory)
+
+
+def _rebuild(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from service.rebuilding import rebuild
+
+    return rebuild(config)
 
 
 def _rejected(options: argparse.Namespace) -> int:

@@ -166,6 +166,12 @@ class Catalog:
             self._db.executemany("DELETE FROM runs WHERE name = ?", [(name,) for name in old])
             self._db.execute("INSERT INTO runs VALUES (?,?,?,?,?,?,?)", _values(new))
 
+    def exchange_kinds(self, kinds: list[str], new: list[RunRow]) -> None:
+        """These runs take the place of all of their kinds."""
+        with self._transaction():
+            self._db.executemany("DELETE FROM runs WHERE kind = ?", [(kind,) for kind in kinds])
+            self._db.executemany("INSERT INTO runs VALUES (?,?,?,?,?,?,?)", [_values(row) for row in new])
+
     def swaps(self) -> list[Swap]:
         """The compactions that may be half done."""
         try:

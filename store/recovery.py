@@ -7,9 +7,7 @@ not away. Committed bytes that are missing or changed stop the start with a mess
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,21 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from store import rollups
 from store.catalog import Catalog, CatalogDamagedError, FileRow, RunRow
-from store.compaction import clear_compaction, recover_swaps
+from store.compaction import clear_compaction, recover_swaps, remove_directory
 from store.errors import CorruptionError
 from store.files import Disk
-from store.flush import STAGING, PartitionLocks, clear_staging, move_into_place, write_run
+from store.flush import STAGING, PartitionLocks, clear_staging, move_into_place
 from store.hashing import Hasher
-from store.hot import Committed, Hot
+from store.hot import Hot
 from store.journal import Checkpoint, FileEnd, Frame, InputState, JournalContents, RulesFrom, Segment
 from store.kinds import KINDS
 from store.log import checked, closed_segment, lines_after, parse_notifications
 from store.outcomes import MAX_PROBLEMS
 from store.parquet import day_directory, describe, flush_of
-from store.runs import Run
-from store.schema import STORED
+from store.remake import REMAKE, check_sums, hashed, prove_by_log, remade
 
 __all__ = ["JournalState", "committed", "open_catalog", "quarantine_tails", "recover_hot", "state_of"]
 
@@ -149,6 +145,8 @@ class CatalogState:
     flushed: int
     files: list[FileRow]
     runs: list[RunRow]
+    is_new: bool = False
+    """Whether all of it was made anew just now."""
 
 
 def open_catalog(disk: Disk, root: Path, hasher: Hasher, contents: JournalContents) -> CatalogState:
@@ -166,9 +164,10 @@ def open_catalog(disk: Disk, root: Path, hasher: Hasher, contents: JournalConten
         if not (fresh and contents.frames[-1].last_seq == 0):
             logger.error("the catalog is made anew from the journal and the Parquet files: %s", error)
     clear_compaction(disk, root)
+    remove_directory(disk, root / REMAKE)
     if state is not None:
         clear_staging(disk, root)
-        return _with_rollups(disk, root, state)
+        return _with_whole_runs(disk, root, hasher, state)
     for suffix in ("", "-wal", "-shm"):
         if (damaged := path.with_name(path.name + suffix)).exists():
             disk.remove(damaged)
@@ -206,12 +205,6 @@ def _fitting(disk: Disk, root: Path, catalog: Catalog, contents: JournalContents
         meta, files, runs, intents = catalog.read()
         assert meta is not None
     _check_files(root, files)
-    for run in runs:
-        if not (root / run.name).exists() or (root / run.name).stat().st_size != run.bytes:
-            raise CatalogDamagedError(f"{run.name} is missing or of another size")
-    for kind in KINDS:
-        for orphan in set((root / "internal" / kind).glob("*.arrow")) - {root / run.name for run in runs}:
-            disk.remove(orphan)
     return CatalogState(catalog, meta.flushed, files, runs)
 
 
@@ -270,9 +263,29 @@ def _made_anew(disk: Disk, root: Path, hasher: Hasher, catalog: Catalog, content
             "journal was lost. Restore internal/journal from a backup."
         )
     clear_staging(disk, root)
-    runs = rebuild_runs(disk, root, hasher, files, flushed)
+    runs = remade(disk, root, hasher, files, flushed, KINDS)
+    if flushed:
+        _prove(root, hasher, contents, runs[0], flushed)
     catalog.make_anew(files, runs, contents.frames[-1].number, contents.digest.hex(), flushed)
-    return CatalogState(catalog, flushed, files, runs)
+    remove_orphans(disk, root, runs)
+    return CatalogState(catalog, flushed, files, runs, is_new=True)
+
+
+def _prove(root: Path, hasher: Hasher, contents: JournalContents, index: RunRow, flushed: int) -> None:
+    """The checksums of the Parquet files were lost with the catalog: the log tells whether they are what they were."""
+    state = state_of(contents)
+    log = "outbox/notifications"
+    for segment in state.segments[log]:
+        checked(root, segment.path, segment.bytes, segment.sum)
+    if log in state.ends:
+        checked(root, state.ends[log].path, state.ends[log].end, state.ends[log].sum)
+    first = prove_by_log(root, hasher, committed(state), index, flushed)
+    if first > 1:
+        logger.warning(
+            "the Parquet files have new checksums, because the old ones were lost with the catalog; seqs %d to %d were "
+            "compared with the notification log, seqs 1 to %d are not in it any more and are taken as they are",
+            first, flushed, min(first - 1, flushed),
+        )  # fmt: skip
 
 
 def _joined(flushes: dict[tuple[int, int], list[FileRow]]) -> list[tuple[tuple[int, int], list[FileRow]]]:
@@ -303,68 +316,46 @@ def _completed(
     return moved
 
 
-def rebuild_runs(disk: Disk, root: Path, hasher: Hasher, files: list[FileRow], flushed: int) -> list[RunRow]:
-    """Index and summaries anew from the Parquet files, a file at a time."""
-    disk.make_directory(root / STAGING)
+def _with_whole_runs(disk: Disk, root: Path, hasher: Hasher, state: CatalogState) -> CatalogState:
+    """The catalog with runs that are there and stand for all that is flushed; kinds that do not are made anew."""
+    broken: list[str] = []
     for kind in KINDS:
-        disk.make_directory(root / "internal" / kind)
-        for old in (root / "internal" / kind).glob("*.arrow"):
-            disk.remove(old)
-    if not flushed:
-        return []
-    pieces: dict[str, list[Run]] = {"index": [], "summaries": []}
-    for row in files:
-        rows = pq.read_table(root / row.name, columns=STORED.names, partitioning=None).cast(STORED)
-        hot = Hot().added(hashed(hasher, rows.combine_chunks())).settled()
-        pieces["index"].extend(hot.index)
-        pieces["summaries"].extend(hot.summaries)
-    made = [_rebuilt(disk, root, kind, KINDS[kind].merged(runs), flushed) for kind, runs in pieces.items()]
-    made.append(_rebuilt(disk, root, "rollups", _rollup_pages(root, files), flushed))
-    return made
+        why = _why_broken(root, kind, [row for row in state.runs if row.kind == kind], state.flushed)
+        if why is not None:
+            logger.error("the %s are made anew from the Parquet files: %s", f"runs of the {kind}", why)
+            broken.append(kind)
+    if broken:
+        check_sums(root, state.files)
+        made = remade(disk, root, hasher, state.files, state.flushed, broken)
+        state.catalog.exchange_kinds(broken, made)
+        kept = [row for row in state.runs if row.kind not in broken]
+        state = CatalogState(state.catalog, state.flushed, state.files, [*kept, *made])
+    remove_orphans(disk, root, state.runs)
+    return state
 
 
-def _rebuilt(disk: Disk, root: Path, kind: str, pages: Iterable[pa.RecordBatch], flushed: int) -> RunRow:
-    name = f"internal/{kind}/{1:020d}-{flushed:020d}.rebuilt.arrow"
-    staged = root / STAGING / Path(name).name
-    row = write_run(disk, staged, kind, name, pages, (1, flushed))
-    disk.rename(staged, root / name)
-    disk.sync_directory((root / name).parent)
-    return row
+def _why_broken(root: Path, kind: str, rows: list[RunRow], flushed: int) -> str | None:
+    for row in rows:
+        path = root / row.name
+        if not path.exists() or path.stat().st_size != row.bytes:
+            return f"{row.name} is missing or of another size"
+        try:
+            KINDS[kind].map(path, row)
+        except (OSError, pa.ArrowException) as error:
+            return f"{row.name} cannot be read: {error}"
+    covered = {
+        "index": sum(row.rows for row in rows),
+        "summaries": max((row.max_seq for row in rows), default=0),
+        "rollups": sum(row.max_seq - row.min_seq + 1 for row in rows),
+    }
+    return None if covered[kind] == flushed else f"they stand for {covered[kind]} of {flushed} records"
 
 
-def _rollup_pages(root: Path, files: list[FileRow]) -> Iterator[pa.RecordBatch]:
-    """The rollup of all records, a day at a time."""
-    columns = ["time", "destinationId", "unit", "type", "value"]
-    for _, of_day in itertools.groupby(sorted(files, key=lambda row: row.day), key=lambda row: row.day):
-        pieces = []
-        for row in of_day:
-            records = pq.read_table(root / row.name, columns=columns, partitioning=None)
-            rows = rollups.of_records([records])
-            pieces.append(rollups.Rollup(list(rollups.pages(rows)), row.name, row.min_seq, row.max_seq))
-        yield from rollups.merged(pieces)
-
-
-def _with_rollups(disk: Disk, root: Path, state: CatalogState) -> CatalogState:
-    """The catalog with rollups of all that is flushed: a store that was made before there were any has none."""
-    kept = [row for row in state.runs if row.kind != "rollups"]
-    if sum(row.max_seq - row.min_seq + 1 for row in state.runs if row.kind == "rollups") == state.flushed:
-        return state
-    logger.warning("the rollups do not stand for all records: they are made anew from the Parquet files")
-    for old in (root / "internal" / "rollups").glob("*.arrow"):
-        disk.remove(old)
-    disk.make_directory(root / STAGING)
-    row = _rebuilt(disk, root, "rollups", _rollup_pages(root, state.files), state.flushed)
-    state.catalog.exchange_runs([row.name for row in state.runs if row.kind == "rollups"], row)
-    return CatalogState(state.catalog, state.flushed, state.files, [*kept, row])
-
-
-def hashed(hasher: Hasher, rows: pa.Table) -> Committed:
-    """Stored rows with the hashes that index and summaries keep."""
-    id_hi, id_lo = hasher.identify(rows.column("recordId").combine_chunks())
-    key_hi, key_lo = hasher.keys(
-        rows.column("destinationId").combine_chunks(), rows.column("reference").combine_chunks()
-    )
-    return Committed(rows, id_hi, id_lo, hasher.fingerprint(rows), key_hi, key_lo)
+def remove_orphans(disk: Disk, root: Path, runs: list[RunRow]) -> None:
+    """Remove files of runs that the catalog does not name."""
+    for kind in KINDS:
+        for orphan in set((root / "internal" / kind).glob("*.arrow")) - {root / run.name for run in runs}:
+            disk.remove(orphan)
 
 
 def recover_hot(root: Path, hasher: Hasher, state: JournalState, flushed: int) -> Hot:

@@ -33,8 +33,9 @@ SUPERFLUOUS: dict[str, str] = {
     "store/recovery.py:_quarantine make_directory": "nobody was answered for these bytes; they are kept for people",
     "store/recovery.py:_quarantine sync_directory": "as above",
     "store/recovery.py:_quarantine write": "as above",
-    "store/recovery.py:rebuild_runs make_directory": "the next folder that is made beside it syncs the same parent",
-    "store/recovery.py:_rebuilt sync_directory": "a rebuild that is lost is done again",
+    "store/remake.py:remade make_directory": "what is lost of a rebuild is made again",
+    "store/remake.py:_placed make_directory": "as above",
+    "store/remake.py:_placed sync_directory": "as above",
 }
 """Places without whose sync every promise holds, and why."""
 

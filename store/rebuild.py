@@ -1,0 +1,56 @@
+"""`oncelake rebuild`: index, summaries, rollups and, where it is lost, the catalog anew from the records."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from store.errors import CorruptionError, OncelakeError
+from store.files import Disk, Lock
+from store.hashing import Hasher
+from store.identity import load_identity
+from store.journal import read_journal
+from store.kinds import KINDS
+from store.recovery import open_catalog, remove_orphans
+from store.remake import check_sums, remade
+
+__all__ = ["Rebuilt", "rebuild"]
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What was made anew: it stands for `flushed` records in so many Parquet files."""
+
+    flushed: int
+    files: int
+    seconds: float
+
+
+def rebuild(root: Path, disk: Disk) -> Rebuilt:
+    """Make everything derived anew. What is there stays until all of the new is complete, whatever interrupts it.
+
+    `StoreInUseError` while a service has the directory; `CorruptionError` where the records themselves are damaged.
+    """
+    started = time.monotonic()
+    identity = load_identity(root)
+    if identity is None:
+        raise OncelakeError(f"{root} is no data directory of oncelake")
+    hasher = Hasher(bytes.fromhex(identity.seed), identity.hash_bits)
+    lock = Lock(root / "lock")
+    try:
+        contents = read_journal(root / "internal" / "journal")
+        if contents is None:
+            raise CorruptionError(f"{root} has no journal: nothing tells which records are committed")
+        state = open_catalog(disk, root, hasher, contents)
+        try:
+            if not state.is_new:
+                check_sums(root, state.files)
+                made = remade(disk, root, hasher, state.files, state.flushed, KINDS)
+                state.catalog.exchange_kinds(list(KINDS), made)
+                remove_orphans(disk, root, made)
+        finally:
+            state.catalog.close()
+    finally:
+        lock.release()
+    return Rebuilt(state.flushed, len(state.files), time.monotonic() - started)
