@@ -124,10 +124,14 @@ class Checkpoint(msgspec.Struct, frozen=True):
     rules: list[RulesFrom] = []
     inputs: list[InputState] = []
     files: list[FileEnd] = []
+    kept: dict[str, int] = {}
 
 
 class Frame(msgspec.Struct, frozen=True, rename="camel"):
-    """One commit. Without accepted records `last_seq` is `first_seq - 1`."""
+    """One commit. Without accepted records `last_seq` is `first_seq - 1`.
+
+    `kept` says by log which number its first kept segment may have: a retention removes those below it.
+    """
 
     number: int
     first_seq: int
@@ -137,6 +141,7 @@ class Frame(msgspec.Struct, frozen=True, rename="camel"):
     inputs: list[InputState] = []
     closed: list[str] = []
     rules: Rules | None = None
+    kept: dict[str, int] = {}
     checkpoint: Checkpoint | None = None
 
 

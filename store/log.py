@@ -19,7 +19,7 @@ from store.files import Appender, Disk
 from store.journal import FileEnd, Segment
 from store.schema import RECORD, STORED
 
-__all__ = ["FEEDS", "Log", "checked", "lines_after", "parse_notifications", "segment_name"]
+__all__ = ["FEEDS", "Log", "checked", "lines_after", "number_of", "parse_notifications", "segment_name"]
 
 FEEDS = ("notifications", "alerts")
 
@@ -29,6 +29,11 @@ _READ_BYTES = 8 << 20
 def segment_name(first: int) -> str:
     """The file name of the segment that begins with a seq (or a running number)."""
     return f"{first:020d}.jsonl"
+
+
+def number_of(path: str) -> int:
+    """The seq (or running number) in the name of a segment."""
+    return int(Path(path).stem)
 
 
 class Log:

@@ -26,7 +26,7 @@ from store.hashing import Hasher
 from store.hot import Hot
 from store.journal import Checkpoint, FileEnd, Frame, InputState, JournalContents, RulesFrom, Segment
 from store.kinds import KINDS
-from store.log import checked, closed_segment, lines_after, parse_notifications
+from store.log import checked, closed_segment, lines_after, number_of, parse_notifications
 from store.outcomes import MAX_PROBLEMS
 from store.parquet import day_directory, describe, flush_of
 from store.remake import REMAKE, check_sums, hashed, prove_by_log, remade
@@ -49,11 +49,17 @@ class JournalState:
     ends: dict[str, FileEnd] = field(default_factory=dict)
     rules: list[RulesFrom] = field(default_factory=list)
     inputs: dict[str, InputState] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+    """By log: segments below this number were removed by its retention."""
+
+    def kept_from(self, feed: str) -> int:
+        """The lines of a feed below this seq are not in its segments any more; 1 where all are."""
+        return self.kept.get(f"outbox/{feed}", 1)
 
     def checkpoint(self) -> Checkpoint:
         """All of it, for the first frame of a journal file."""
         segments = [segment for log in LOGS for segment in self.segments[log]]
-        return Checkpoint(segments, self.rules, list(self.inputs.values()), list(self.ends.values()))
+        return Checkpoint(segments, self.rules, list(self.inputs.values()), list(self.ends.values()), self.kept)
 
     def apply(self, frame: Frame) -> None:
         """One more frame."""
@@ -69,6 +75,9 @@ class JournalState:
             self.inputs.pop(path, None)
         for state in frame.inputs:
             self.inputs[state.path] = added(self.inputs.get(state.path), state)
+        for log, first in frame.kept.items():
+            self.kept[log] = first
+            self.segments[log] = [segment for segment in self.segments[log] if number_of(segment.path) >= first]
         if frame.rules is not None:
             self.rules.append(RulesFrom(frame.first_seq, frame.rules))
         self.seq, self.processed_at = frame.last_seq, frame.processed_at
@@ -80,6 +89,7 @@ class JournalState:
         self.ends = {str(Path(end.path).parent): end for end in checkpoint.files}
         self.rules = list(checkpoint.rules)
         self.inputs = {state.path: state for state in checkpoint.inputs}
+        self.kept = dict(checkpoint.kept)
 
 
 def added(before: InputState | None, step: InputState) -> InputState:
@@ -116,6 +126,9 @@ def quarantine_tails(disk: Disk, root: Path, state: JournalState, journal_tail: 
         if log in state.ends:
             known[state.ends[log].path] = state.ends[log].end
         for path in sorted((root / log).glob("*.jsonl")):
+            if path.stem.isdecimal() and number_of(path.name) < state.kept.get(log, 0):
+                disk.remove(path)  # the retention was stopped between its frame and the removal
+                continue
             end = known.get(str(path.relative_to(root)), 0)
             size = path.stat().st_size
             if size > end:
