@@ -130,11 +130,17 @@ class Desk:
         """The size of the dead-letter file, 0 without one."""
         return self._letters.stat().st_size if self._letters.exists() else 0
 
-    def remove_letters(self) -> None:
-        """All of them went out."""
-        if self._letters.exists():
-            self._disk.remove(self._letters)
-            self._disk.sync_directory(self.folder)
+    def remove_letters(self, passed: int) -> None:
+        """These bytes of them are done with; what was given up since stays."""
+        if self.letter_bytes() <= passed:
+            if self._letters.exists():
+                self._disk.remove(self._letters)
+                self._disk.sync_directory(self.folder)
+            return
+        with self._letters.open("rb") as file:
+            file.seek(passed)
+            rest = file.read()
+        self._disk.replace(self._letters, rest)
 
     def ask_to_retry(self) -> None:
         """Tell whoever ships for this sink to send the dead letters again, and to enable it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from msgspec import Meta
 
 from store.errors import ConfigError
 
-__all__ = ["KINDS", "Forward", "masked_url"]
+__all__ = ["KINDS", "Forward", "is_secret", "masked_url"]
 
 Names = tuple[str, ...]
 
@@ -92,6 +93,9 @@ class Forward(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
             raise ConfigError(f"url: {self.shown_url!r}: write a folder as file:///srv/out")
         if kind == "webhook":
+            for text in filter(None, [self.secret] if isinstance(self.secret, str) else self.secret):
+                if not text.startswith(("env:", "file:")) and not is_secret(text):
+                    raise ConfigError("secret: one is not `whsec_` and base64: write that, env:NAME or file:PATH")
             return
         options = self.options()
         if unknown := sorted(set(options) - _OPTIONS[kind]):
@@ -132,6 +136,15 @@ class Forward(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             else:
                 found += environ[what].split() if where == "env" else [text]
         return tuple(found)
+
+
+def is_secret(text: str) -> bool:
+    """Whether it is one as Standard Webhooks has it."""
+    body = text.removeprefix("whsec_")
+    try:
+        return bool(base64.b64decode(body + "=" * (-len(body) % 4), validate=True))
+    except ValueError:
+        return False
 
 
 _USERINFO = re.compile(r"(?<=//)[^/?#]*@")

@@ -85,6 +85,8 @@ class Shipper:
         self._saved = -1.0
         self._is_dirty = False
         self._is_resending = False
+        self._resend_until = 0
+        self._letters: list[Message] = []
         self.failures_in_row = 0
         self._state, self._problem = "starting", ""
         self._attempts = self._failures = self._delivered = 0
@@ -171,7 +173,9 @@ class Shipper:
         if self._clock() - self._looked < _RETRY_LOOK_S:
             return
         self._looked = self._clock()
-        self._is_resending = self.desk.is_asked_to_retry()
+        was, self._is_resending = self._is_resending, self.desk.is_asked_to_retry()
+        if self._is_resending and not was:
+            self._resend_until = self.desk.letter_bytes()
         if self._is_resending and checkpoint.disabled:
             checkpoint.disabled = ""
             self._save(force=True)
@@ -280,23 +284,30 @@ class Shipper:
             self._saved = self._clock()
 
     def _resend(self, checkpoint: Checkpoint) -> None:
-        """A chunk of the dead letters; at their end the file goes away."""
+        """A chunk of the dead letters that were there when it was asked for; behind them they are cleared away."""
         assert self._sink is not None
-        letters, end = self.desk.letters(checkpoint.resent, min(self._width, 1_000))
-        if letters:
+        self._letters, end = [], checkpoint.resent
+        if checkpoint.resent < self._resend_until:
+            self._letters, end = self.desk.letters(checkpoint.resent, min(self._width, 1_000))
+        if self._letters:
             self._attempts += 1
-            self._sink.resend(letters)
-            self._delivered += len(letters)
-            checkpoint.resent = end
-            self._is_dirty = True
-            self._save()
+            self._sink.resend(self._letters)
+            self._delivered += len(self._letters)
+            self._width = min(2 * self._width, self._limit)
+            self._passed_letters(checkpoint, end)
             return
-        checkpoint.resent = 0  # first, so that letters of later are never skipped
+        passed, checkpoint.resent = checkpoint.resent, 0  # first, so that letters of later are never skipped
         self._is_dirty = True
         self._save()
-        self.desk.remove_letters()
+        self.desk.remove_letters(passed)
         self.desk.answer_retry()
         self._is_resending = False
+
+    def _passed_letters(self, checkpoint: Checkpoint, end: int) -> None:
+        self._letters, checkpoint.resent = [], end
+        self._is_dirty = True
+        self._save()
+        self._well()
 
     def _failed(self, error: Exception) -> float:
         checkpoint, part = self._checkpoint, self._batch[: self._width]
@@ -312,14 +323,17 @@ class Shipper:
             self._is_dirty = True
             self._save()
             return 0.0
-        if isinstance(error, Rejected) and self._is_resending:
-            self._is_resending = False  # they stay dead, and hold up nothing
-            self.desk.answer_retry()
         if isinstance(error, Stale) and self.failures_in_row == 1:
             return 0.0
         is_message = isinstance(error, Undelivered) and not isinstance(error, Refused | Stale)
-        if isinstance(error, Rejected) and len(part) > 1:
+        if isinstance(error, Rejected) and len(self._letters or part) > 1:
             self._width = 1  # which of them is it?
+        elif isinstance(error, Rejected) and self._letters and checkpoint is not None:
+            self.desk.bury(self._letters, str(error))  # it stays dead, at the end, and holds up no other
+            self._passed_letters(checkpoint, self.desk.letters(checkpoint.resent, 1)[1])
+            return 0.0
+        elif self._letters:
+            self._letters = []  # read anew by the next attempt
         elif part and checkpoint is not None and is_message and 0 < self.table.attempts <= self.failures_in_row:
             self.desk.bury(part, str(error))
             logger.error("forward %s: seqs %d to %d are dead letters now", self.table.name, part[0].seq, part[-1].seq)

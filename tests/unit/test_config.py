@@ -376,6 +376,7 @@ def test_tables_of_an_array_are_read_in_order(tmp_path: Path) -> None:
         (FORWARD.replace("http://127.0.0.1:9000/hook", "kafka://localhost?topic=A&acks=0"), ["'acks'", "topic"]),
         (FORWARD.replace("http://127.0.0.1:9000/hook", "file://srv/out"), ["file:///srv/out"]),
         (FORWARD.replace("http://127.0.0.1:9000/hook", "http://x:port/"), ["is no URL"]),
+        (FORWARD + "secret = 'swordfish!'\n", ["secret", "env:NAME"]),
         (FORWARD.replace("billing", "../x"), ["forward[0].name"]),
         ("[[api]]\nport = 1\n", ["api is a section"]),
         ("forward = [1]\n", ["forward"]),

@@ -151,6 +151,32 @@ def test_one_message_that_is_not_taken_becomes_a_dead_letter_and_the_others_pass
     assert ship.status().dead_letter_bytes == 0
 
 
+def test_a_dead_letter_that_is_refused_again_stays_and_holds_up_no_other(tmp_path: Path) -> None:
+    """Nor does it cost messages that come meanwhile."""
+    sink, source = PlainSink(), ListSource(lines_of(1, 30))
+    sink.is_down = True
+    ship = shipper(tmp_path, source, sink=sink, batch=10, attempts=2)
+    drive(ship, 30)
+    sink.is_down = False
+
+    def picky(messages: Any) -> None:
+        if 17 in seqs(messages) or 3 in seqs(messages):
+            raise Rejected("no")
+
+    sink.answer = picky
+    source.lines = lines_of(1, 33)
+    ship.desk.ask_to_retry()
+    drive(ship, 33)
+    assert sorted(seqs(sink.again)) == [seq for seq in range(1, 31) if seq not in (3, 17)]
+    assert seqs(sink.got) == [31, 32, 33]
+    letters = (tmp_path / "internal/forward/sink.dead.jsonl").read_bytes().splitlines()
+    assert [json.loads(letter)["seq"] for letter in letters] == [3, 17]
+    sink.answer = lambda messages: None
+    ship.desk.ask_to_retry()
+    drive(ship, 33)
+    assert seqs(sink.again)[-2:] == [3, 17] and ship.status().dead_letter_bytes == 0
+
+
 def test_without_a_limit_nothing_is_given_up(tmp_path: Path) -> None:
     """A sink that refuses one message is asked for ever, in order."""
     sink, clock = PlainSink(), Clock()

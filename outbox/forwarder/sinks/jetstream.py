@@ -8,6 +8,7 @@ at the stream.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Coroutine, Sequence
 from typing import TypeVar
@@ -80,7 +81,8 @@ class JetStream:
         """The connection and the loop."""
         if self._client is not None:
             client, self._client = self._client, None
-            self._run(client.close())
+            with contextlib.suppress(Undelivered):  # it is gone already
+                self._run(client.close())
         self._runner.close()
 
     def _run(self, work: Coroutine[object, object, T]) -> T:

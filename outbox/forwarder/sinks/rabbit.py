@@ -6,6 +6,7 @@ Messages are mandatory: one that no queue takes is an error and is tried again, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Coroutine, Sequence
 from typing import TypeVar
@@ -56,7 +57,8 @@ class Rabbit:
         """The connection and the loop."""
         if self._connection is not None:
             connection, self._connection = self._connection, None
-            self._run(connection.close())
+            with contextlib.suppress(Undelivered):  # it is gone already
+                self._run(connection.close())
         self._runner.close()
 
     def _run(self, work: Coroutine[object, object, T]) -> T:
