@@ -11,7 +11,6 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from api.questions import Answer, Question, cursor_of
 from store.canonical import render_decimals, render_objects, text_of
@@ -109,7 +108,7 @@ def _with_records(groups: Iterator[Group], batches: Iterator[pa.RecordBatch]) ->
 
 def _runs(rows: pa.RecordBatch) -> Iterator[tuple[str, bytes]]:
     """(destinationId, JSON of its records, comma-separated) for each run of rows with the same one."""
-    texts = pc.binary_join_element_wise(render_objects(rows), ",", "")
+    texts = render_objects(rows, ",")
     destinations = rows.column("destinationId")
     codes = destinations.dictionary_encode().indices.to_numpy()
     starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]]).tolist()

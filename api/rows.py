@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from api.questions import Answer, Question, cursor_of
@@ -56,7 +55,7 @@ def flat_answer(
 
 def _ndjson(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[bytes]:
     for batch in batches:
-        yield text_of(pc.binary_join_element_wise(render_objects(batch), "\n", ""))
+        yield text_of(render_objects(batch, "\n"))
 
 
 def _csv(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[bytes]:

@@ -167,15 +167,18 @@ def render_records(rows: pa.Table | pa.RecordBatch) -> pa.Array:
     return render_objects(rows.select(CANONICAL_FIELDS))
 
 
-def render_objects(rows: pa.Table | pa.RecordBatch) -> pa.Array:
-    """Rows as compact JSON objects in the order of their columns; what is no integer is a string."""
+def render_objects(rows: pa.Table | pa.RecordBatch, after: str = "") -> pa.Array:
+    """Rows as compact JSON objects in the order of their columns; what is no integer is a string.
+
+    `after` stands behind each object.
+    """
     pieces: list[str | pa.Array] = []
     end = "{"
     for field, column in zip(rows.schema, rows.columns, strict=True):
         quote = "" if pa.types.is_integer(field.type) else '"'
         pieces += [f'{end}"{field.name}":{quote}', _text(field.type, column, json_strings)]
         end = f"{quote},"
-    return pc.binary_join_element_wise(*pieces, end.replace(",", "}"), "")
+    return pc.binary_join_element_wise(*pieces, end.replace(",", "}") + after, "")
 
 
 def render_csv(rows: pa.Table | pa.RecordBatch) -> pa.Array:

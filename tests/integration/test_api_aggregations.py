@@ -166,11 +166,11 @@ def test_an_answer_that_fails_on_the_way_is_cut_off(long_lake: Served, monkeypat
     """The connection ends without the last chunk, and the next question is answered."""
     render, calls = answers.render_objects, [0]
 
-    def broken(rows: Any) -> Any:
+    def broken(rows: Any, *after: str) -> Any:
         calls[0] += 1
         if calls[0] == 9:
             raise OSError("the disk is gone")
-        return render(rows)
+        return render(rows, *after)
 
     monkeypatch.setattr(answers, "render_objects", broken)
     found = long_lake.raw(f"GET {PATH} HTTP/1.1\r\nhost: x\r\n\r\n".encode())

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from store import engine as engine_module
 from store.engine import Engine, Stop
-from store.errors import QueryError, QueryMemoryError
+from store.errors import QueryError, QueryMemoryError, QueryTimeError
 from store.queries import RECORDS, TOTALS, Filters, by_unit, records, totals
 from store.snapshot import Snapshot
 from tests.support.snapshots import DAY_US, START_US, record, snapshot_of
@@ -281,6 +281,17 @@ def test_a_question_that_is_withdrawn_stops_running(engine: Engine) -> None:
     assert [type(failure) for failure in failures][:1] == [duckdb.InterruptException]
     with pytest.raises(duckdb.InterruptException), engine.query("SELECT 1", {}, {}, rows=0, stop=stop):
         pass
+
+
+def test_a_query_that_takes_too_long_is_ended(root: Path) -> None:
+    """In the middle of its work, and the next one in the same lane has its own time."""
+    hasty = Engine(root, root / "tmp", memory="64MB", time_s=0.3)
+    slow = "SELECT sum(hash(a.range + b.range)) FROM range(1_000_000) a, range(10_000_000) b"
+    with pytest.raises(QueryTimeError, match="0.3 s .store.query_timeout_s"), hasty.query(slow, {}, {}, rows=0):
+        pass
+    with hasty.query("SELECT 1 AS n", {}, {}, rows=0) as batches:
+        assert next(batches).num_rows == 1
+    hasty.close()
 
 
 def test_too_little_memory_is_said_with_the_key_to_raise(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
