@@ -54,6 +54,9 @@ format: setup ## put the code in the house's format
 bench: setup ## the benchmarks, side by side with the peers
 	$(BIN)/python -m bench $(ARGS)
 
+schemathesis: setup ## the API asked by schemathesis for five minutes
+	ONCELAKE_TEST_SCHEMATHESIS_S=300 $(BIN)/python -m pytest tests/integration/test_schemathesis.py $(ARGS)
+
 crash: setup ## the long crash campaigns (10,000 kills; an hour and more)
 	ONCELAKE_TEST_KILLS=3334 ONCELAKE_TEST_SWAPS=2000 ONCELAKE_TEST_DAYS=2000 $(BIN)/python -m pytest tests/crash tests/unit/test_compaction.py $(ARGS)
 

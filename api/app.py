@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 from litestar import Litestar, Request, Response, get
+from litestar.types import Message, Scope
 
 from api.access import Access, grant_of
 from api.parameters import Parameters
@@ -40,9 +41,18 @@ def create_app(intake: Intake, reader: Reader, settings: ApiSettings, tokens: To
         [*Records(intake, reader, settings).handlers(), health, *schema_handlers()],
         guards=[Access(tokens or Tokens()).guard],
         exception_handlers={Exception: on_error},
-        before_send=[tell_request_id],
+        before_send=[tell_request_id, _tell_methods],
         openapi_config=None,
         request_max_body_size=None,
         logging_config=None,
         debug=False,
     )
+
+
+async def _tell_methods(message: Message, scope: Scope) -> None:
+    """`Allow` with every method of a path: the framework's names only those of the handler that it was given first."""
+    if message["type"] == "http.response.start" and scope.get("method") == "OPTIONS" and "path_template" in scope:
+        routes = [route for route in scope["litestar_app"].routes if route.path_format == scope["path_template"]]
+        methods = ", ".join(sorted({str(method) for route in routes for method in getattr(route, "methods", ())}))
+        others = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"allow"]
+        message["headers"] = [*others, (b"allow", methods.encode("ascii"))]

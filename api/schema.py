@@ -8,44 +8,9 @@ from typing import Any
 import msgspec
 from litestar import Response, get
 
-__all__ = ["schema_handlers"]
+from api.components import RECORD_EXAMPLE, SCHEMAS, SECURITY_SCHEMES, completed
 
-_PROBLEM = {
-    "type": "object",
-    "required": ["type", "title", "status", "detail", "code"],
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-        "code": {"type": "string"},
-    },
-}
-_RECORD_PROPERTIES: dict[str, Any] = {
-    "recordId": {"type": "string", "minLength": 1, "maxLength": 256},
-    "time": {"type": "string", "format": "date-time"},
-    "sourceId": {"type": "string", "minLength": 1, "maxLength": 256},
-    "destinationId": {"type": "string", "minLength": 1, "maxLength": 256},
-    "type": {"enum": ["positive", "negative"]},
-    "value": {"type": ["string", "number"], "description": "0 ≤ value < 10^20, at most 9 digits after the point"},
-    "unit": {"type": "string", "minLength": 1, "maxLength": 32},
-    "reference": {"type": "string", "minLength": 1, "maxLength": 256},
-}
-_RECORD = {
-    "type": "object",
-    "required": list(_RECORD_PROPERTIES),
-    "properties": _RECORD_PROPERTIES,
-    "example": {
-        "recordId": "rec-001",
-        "time": "2024-03-01T12:00:00Z",
-        "sourceId": "source-a",
-        "destinationId": "dest-123",
-        "type": "positive",
-        "value": "125.5",
-        "unit": "SEK",
-        "reference": "invoice-9",
-    },
-}
+__all__ = ["DOCUMENT", "schema_handlers"]
 
 
 def _problems(*codes: tuple[int, str]) -> dict[str, Any]:
@@ -53,12 +18,18 @@ def _problems(*codes: tuple[int, str]) -> dict[str, Any]:
     return {str(status): {"description": meaning, "content": content} for status, meaning in codes}
 
 
-def _parameter(name: str, kind: dict[str, Any], description: str, *, where: str = "query") -> dict[str, Any]:
-    return {"name": name, "in": where, "required": where == "path", "schema": kind, "description": description}
+def _parameter(
+    name: str, kind: dict[str, Any], description: str, *, where: str = "query", required: bool = False
+) -> dict[str, Any]:
+    required = required or where == "path"
+    return {"name": name, "in": where, "required": required, "schema": kind, "description": description}
 
 
-def _ok(description: str) -> dict[str, Any]:
-    return {"description": description, "content": {"application/json": {"schema": {"type": "object"}}}}
+def _ok(description: str, *names: str) -> dict[str, Any]:
+    """A JSON answer in one of the named schemas, or any object."""
+    found: list[dict[str, Any]] = [{"$ref": f"#/components/schemas/{name}"} for name in names]
+    schema = {"oneOf": found} if len(found) > 1 else found[0] if found else {"type": "object"}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
 def _answer() -> dict[str, Any]:
@@ -71,7 +42,7 @@ def _answer() -> dict[str, Any]:
             "Link": {"description": 'the next page, `rel="next"`', "schema": {"type": "string"}},
         },
         "content": {
-            "application/json": {"schema": {"type": "object"}},
+            "application/json": {"schema": {"$ref": "#/components/schemas/Aggregation"}},
             "application/x-ndjson": {"schema": {"type": "string"}},
             "text/csv": {"schema": {"type": "string"}},
             "application/vnd.apache.arrow.stream": binary,
@@ -83,11 +54,40 @@ def _answer() -> dict[str, Any]:
 _TEXTS = {"type": "array", "items": {"type": "string"}}
 _BOOLEAN = {"type": "string", "enum": ["true", "false"]}
 _TIME = {"type": "string", "format": "date-time"}
+_NOT_FOUND = (404, "no such record (`not_found`)")
 _BAD_PARAMETER = (400, "a parameter is unknown or malformed (`invalid_parameter`)")
 
-DOCUMENT: dict[str, Any] = {
+_BODIES: dict[str, Any] = {
+    "application/json": {
+        "schema": {
+            "oneOf": [
+                {"$ref": "#/components/schemas/Record"},
+                {"type": "array", "description": "records; an element that is none is rejected by itself"},
+            ]
+        },
+        "examples": {"one": {"value": RECORD_EXAMPLE}, "batch": {"value": [RECORD_EXAMPLE]}},
+    },
+    **{
+        name: {"schema": {}, "example": msgspec.json.encode(RECORD_EXAMPLE).decode() + "\n"}
+        for name in ("application/x-ndjson", "application/ndjson", "application/jsonl")
+    },
+    "text/csv": {
+        "schema": {},
+        "example": f"{','.join(RECORD_EXAMPLE)}\n{','.join(RECORD_EXAMPLE.values())}\n",
+    },
+    **{
+        f"application/vnd.apache.{name}": {"schema": {"type": "string", "format": "binary"}}
+        for name in ("parquet", "arrow.stream", "arrow.file")
+    },
+}
+
+_ROUTES: dict[str, Any] = {
     "openapi": "3.1.0",
-    "info": {"title": "oncelake", "version": "0.1.0", "description": "Every record exactly once."},
+    "info": {
+        "title": "oncelake",
+        "version": "0.1.0",
+        "description": "Every record exactly once. Each answer carries `X-Request-Id`: the one sent, or a new one.",
+    },
     "paths": {
         "/records": {
             "post": {
@@ -96,36 +96,41 @@ DOCUMENT: dict[str, Any] = {
                     _parameter("atomic", _BOOLEAN, "one commit or nothing"),
                     _parameter("dryRun", _BOOLEAN, "say what would become of the records, store nothing"),
                 ],
+                "description": "One object is one record, everything else is a batch. The body may be compressed: "
+                "Content-Encoding gzip or zstd.",
                 "requestBody": {
                     "required": True,
-                    "content": {
-                        "application/json": {"schema": {"$ref": "#/components/schemas/Record"}},
-                        "application/x-ndjson": {},
-                        "text/csv": {},
-                        "application/vnd.apache.parquet": {},
-                        "application/vnd.apache.arrow.stream": {},
-                    },
+                    "content": _BODIES,
                 },
                 "responses": {
-                    "201": _ok("one record, accepted"),
-                    "200": _ok("one record, a duplicate; or the answer to a batch"),
+                    "201": _ok("one record, accepted", "SingleAnswer"),
+                    "200": _ok("one record, a duplicate; or the answer to a batch", "SingleAnswer", "BatchAnswer"),
                     **_problems(
-                        (400, "the body cannot be decoded; nothing was stored"),
-                        (408, "the body did not arrive in time"),
+                        (
+                            400,
+                            "a parameter (`invalid_parameter`), or the body cannot be read (`undecodable`, `too_deep`)",
+                        ),
+                        (408, "the body did not arrive in time (`body_timeout`)"),
                         (409, "one record, in conflict with the stored one (`conflict`)"),
-                        (413, "too large"),
-                        (415, "unknown format or encoding"),
+                        (
+                            413,
+                            "a limit (`too_large`, `too_large_decompressed`, `too_large_ratio`, `too_many_records`,"
+                            " `too_many_rejected`, `too_large_atomic`)",
+                        ),
+                        (415, "unknown format or encoding (`unsupported_format`)"),
                         (422, "`invalid_record`, `invalid_schema` or `atomic_refused`"),
-                        (429, "too much waits; try again after `Retry-After`"),
-                        (503, "the service is stopping"),
-                        (507, "the disk is full; nothing was stored"),
+                        (429, "too much waits (`queue_full`): try again after the time in Retry-After"),
+                        (507, "the disk is full (`disk_full`); nothing was stored"),
                     ),
                 },
             },
             "get": {
                 "summary": "One record by an id that does not fit a path",
-                "parameters": [_parameter("recordId", {"type": "string"}, "the id")],
-                "responses": {"200": _ok("the record"), **_problems(_BAD_PARAMETER, (404, "no such record"))},
+                "parameters": [_parameter("recordId", {"type": "string"}, "the id", required=True)],
+                "responses": {
+                    "200": _ok("the record", "StoredRecord"),
+                    **_problems(_BAD_PARAMETER, _NOT_FOUND),
+                },
             },
         },
         "/records/aggregations": {
@@ -163,18 +168,27 @@ DOCUMENT: dict[str, Any] = {
             "get": {
                 "summary": "One record",
                 "parameters": [_parameter("recordId", {"type": "string"}, "the id", where="path")],
-                "responses": {"200": _ok("the record"), **_problems(_BAD_PARAMETER, (404, "no such record"))},
+                "responses": {
+                    "200": _ok("the record", "StoredRecord"),
+                    **_problems(_BAD_PARAMETER, _NOT_FOUND),
+                },
             }
         },
         "/health": {
             "get": {
                 "summary": "The state of each component",
-                "responses": {"200": _ok("all are ok"), "503": _ok("one is not"), **_problems(_BAD_PARAMETER)},
+                "responses": {
+                    "200": _ok("all are ok", "Health"),
+                    "503": _ok("one is not", "Health"),
+                    **_problems(_BAD_PARAMETER),
+                },
             }
         },
     },
-    "components": {"schemas": {"Problem": _PROBLEM, "Record": _RECORD}},
+    "components": {"schemas": SCHEMAS, "securitySchemes": SECURITY_SCHEMES},
 }
+
+DOCUMENT = completed(_ROUTES)
 
 
 def schema_handlers() -> list[Any]:
@@ -207,10 +221,11 @@ def _page() -> str:
                 for status, answer in sorted(operation["responses"].items())
             )
             sections.append(
-                f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{html.escape(operation['summary'])}</p>"
+                f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{html.escape(operation['summary'])}. "
+                f"{html.escape(operation['description'])}</p>"
                 f"<table>{parameters}</table><table>{answers}</table>"
             )
-    example = html.escape(msgspec.json.format(msgspec.json.encode(_RECORD["example"]), indent=2).decode())
+    example = html.escape(msgspec.json.format(msgspec.json.encode(RECORD_EXAMPLE), indent=2).decode())
     return (
         "<!doctype html><html lang=en><meta charset=utf-8><title>oncelake API</title><style>"
         "body{font:16px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}"

@@ -107,6 +107,12 @@ def is_problem(found: httpx.Response, status: int, code: str) -> bool:
     return bool(body["type"] and body["title"] and body["detail"])
 
 
+def test_options_name_every_method(fresh: Face) -> None:
+    """Of a path with two handlers too."""
+    assert fresh.client.options("/records").headers["allow"] == "GET, OPTIONS, POST"
+    assert fresh.client.options("/health").headers["allow"] == "GET, OPTIONS"
+
+
 # -- taking records
 
 
