@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup servers run test demo dev check format bench crash forwarding clean
+.PHONY: help setup servers run test demo dev check format bench crash forwarding audit schemathesis fuzz clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.stamp ## everything into .venv (Python 3.11 or newer, nothing else)
 
@@ -41,11 +41,17 @@ demo: setup ## sample records through the real service, and what comes out
 dev: setup ## the service, started again when the code changes
 	$(BIN)/watchfiles --filter python '$(BIN)/oncelake serve $(ARGS)' api ingest outbox service store
 
-check: setup ## format, style, types, imports
+check: setup ## format, style, types, imports, security, withdrawn dependencies
 	$(BIN)/ruff format --check api ingest outbox service store tests bench
 	$(BIN)/ruff check api ingest outbox service store tests bench
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive api ingest outbox service store
+	$(BIN)/python .ci/audit
+
+audit: setup ## known vulnerabilities of the dependencies, asked of their database with pip-audit
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 format: setup ## put the code in the house's format
 	$(BIN)/ruff format api ingest outbox service store tests bench
@@ -56,6 +62,9 @@ bench: setup ## the benchmarks, side by side with the peers
 
 schemathesis: setup ## the API asked by schemathesis for five minutes
 	ONCELAKE_TEST_SCHEMATHESIS_S=300 $(BIN)/python -m pytest tests/integration/test_schemathesis.py $(ARGS)
+
+fuzz: setup ## the decoders fuzzed, ten minutes each
+	ONCELAKE_TEST_FUZZ_S=600 $(BIN)/python -m pytest tests/integration/test_fuzz.py $(ARGS)
 
 crash: setup ## the long crash campaigns (10,000 kills; an hour and more)
 	ONCELAKE_TEST_KILLS=3334 ONCELAKE_TEST_SWAPS=2000 ONCELAKE_TEST_DAYS=2000 $(BIN)/python -m pytest tests/crash tests/unit/test_compaction.py $(ARGS)
