@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -75,6 +76,10 @@ class Sealed(Protocol):
     """The sealed files of the store."""
 
     @property
+    def flushed(self) -> int:
+        """The newest seq in them: only a flush, which raises it, and compaction itself change the files."""
+
+    @property
     def files(self) -> tuple[SealedFile, ...]:
         """All of them."""
 
@@ -107,6 +112,8 @@ class Compaction:
         self._retired: list[tuple[float, Path]] = []
         self._newest: dict[int, tuple[int, float]] = {}
         self._damaged: set[str] = set()
+        self._idle_at = -1
+        self._idle_until = 0.0
         self._stop = Stop()
 
     def probe(self) -> str | None:
@@ -143,9 +150,7 @@ class Compaction:
             if self._pending:
                 with self._locked(self._pending):
                     self._finish(now)
-            files = self._whole_files()
-            self._note_newest(files, now)
-            chosen = choose_partitions(files, lambda day: now - self._newest[day][1] >= self._settings.rest_s)
+            chosen = self._chosen(now)
             swaps = self._staged(chosen)
             if swaps:
                 self._swap(swaps, now)
@@ -161,6 +166,22 @@ class Compaction:
         self._stop.set()
 
     # -- choosing
+
+    def _chosen(self, now: float) -> list[list[SealedFile]]:
+        """What to compact now. Where that was nothing, it is looked at again after a flush or when a day rests."""
+        flushed = self._sealed.flushed
+        if flushed == self._idle_at and now < self._idle_until:
+            return []
+        files = self._whole_files()
+        self._note_newest(files, now)
+        rest_s = self._settings.rest_s
+        chosen = choose_partitions(files, lambda day: now - self._newest[day][1] >= rest_s)
+        if not chosen:
+            self._idle_at = flushed
+            self._idle_until = min(
+                (at + rest_s for _, at in self._newest.values() if at + rest_s > now), default=math.inf
+            )
+        return chosen
 
     def _whole_files(self) -> list[SealedFile]:
         """The sealed files of partitions in which nothing is known to be damaged."""

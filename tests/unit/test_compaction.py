@@ -377,3 +377,20 @@ def test_a_merge_that_has_no_memory_leaves_the_partition_as_it_is(
     assert "is not compacted until the next start: Out of Memory" in caplog.text
     assert len(lake.store.files) == 2
     lake.store.close()
+
+
+def test_nothing_is_looked_at_again_before_a_flush_or_a_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large lake that rests costs nothing."""
+    lake = Compacted(tmp_path / "data", rest_s=60.0)
+    compaction = lake.store.compaction
+    asked: list[int] = []
+    choose_now = compaction._whole_files
+    monkeypatch.setattr(compaction, "_whole_files", lambda: asked.append(1) or choose_now())
+    for now, times in ((0.0, 1), (1.0, 1), (1e6, 1)):
+        assert compaction.run_once(now) == 0
+        assert len(asked) == times
+    lake.flush(0, 1, time=START_US)
+    for now, times in ((2e6, 2), (2e6 + 59, 2), (2e6 + 60, 3), (3e6, 3)):
+        assert compaction.run_once(now) == 0
+        assert len(asked) == times
+    lake.store.close()
