@@ -13,11 +13,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from bench.beside import beside
 from bench.bulk import bulk_known, bulk_ndjson, bulk_parquet, memory
 from bench.clickhouse import chdb
 from bench.context import Context
 from bench.dedup import dedup
 from bench.forward import forward
+from bench.growth import growth
 from bench.measure import Line, Others, Skip, code, machine, markdown, say
 from bench.plot import svg
 from bench.postgres import postgres
@@ -35,10 +37,12 @@ _ROWS: dict[str, Callable[[Context], list[Line]]] = {
     "chdb": chdb,
     "single": single,
     "forward": forward,
+    "beside": beside,
     "dedup": dedup,
     "bulk_known": bulk_known,
     "totals": totals,
     "start": start,
+    "growth": growth,
     "memory": memory,
 }
 
@@ -50,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, help="how often each side is measured (3)")
     parser.add_argument("--quick", action="store_true", help="100,000 records, one round: that it runs, not how fast")
     parser.add_argument("--full", action="store_true", help="dedup with 100 million ids too (10 GB of memory, minutes)")
+    parser.add_argument("--growth", metavar="MILLIONS", help="sizes of the row growth, as in 1,10,100")
     parser.add_argument("--no-verify", action="store_true", help="leave out verify over the big lake")
     parser.add_argument("--work", type=Path, help="a directory on the disk to measure (default: a new one in /var/tmp)")
     parser.add_argument("--keep", action="store_true", help="leave what is in the work directory")

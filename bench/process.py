@@ -108,6 +108,11 @@ class Service:
                 time.sleep(0.05)
 
     @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    @property
     def cpu_s(self) -> float:
         """CPU seconds that it has used."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()

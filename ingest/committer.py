@@ -25,6 +25,7 @@ from store.journal import InputState, Position, Rules
 from store.outcomes import Answer
 from store.promise import Promise
 from store.store import Store
+from store.threads import give_way
 
 __all__ = ["Committer", "CommitterSettings"]
 
@@ -34,6 +35,12 @@ _SMALL_ROWS = 1_024
 """Fewer records are prepared by the committer, those of all batches of a commit at once."""
 
 _PREPARING_THREADS = 2
+
+_REQUESTS_GO_ON_S = 1.0
+"""So long after a request another one is expected, and commits of files are short."""
+
+_SHORT_ROWS = 8_192
+"""Of files in a short commit, or one piece, whatever its size."""
 
 _COMMITTED_EVERY_S = 0.5
 """`committed.json` follows within a second of a commit (contract 5)."""
@@ -75,6 +82,11 @@ class _Job:
         """Whether it is a piece of a file, which can wait."""
         return self.batch.step is not None
 
+    @property
+    def is_prepared(self) -> bool:
+        """Whether a commit of its next piece can begin at once."""
+        return not self.pieces or self.pieces[0].prepared is None or self.pieces[0].prepared.done()
+
 
 class Committer:
     """Batches in, results out. `start` its thread, `submit` from any other, `stop` drains what waits."""
@@ -97,9 +109,11 @@ class Committer:
         self._bulk: deque[_Job] = deque()
         self._queued_rows = 0
         self._closed: dict[str, None] = {}
+        self._requests_were_last = False
+        self._requested = -_REQUESTS_GO_ON_S
         self._wakeup = threading.Condition()
         self._stopping = False
-        self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare")
+        self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare", initializer=give_way)
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
 
     def start(self) -> None:
@@ -158,7 +172,13 @@ class Committer:
         """A chunk, and its preparation begun unless it is small."""
         if chunk.records.num_rows < _SMALL_ROWS:
             return Piece(chunk, None)
-        return Piece(chunk, self._preparing.submit(prepared, chunk.records, self._store.hasher))
+        preparing = self._preparing.submit(prepared, chunk.records, self._store.hasher)
+        preparing.add_done_callback(lambda _: self._wake())
+        return Piece(chunk, preparing)
+
+    def _wake(self) -> None:
+        with self._wakeup:
+            self._wakeup.notify_all()
 
     @property
     def _is_ending(self) -> bool:
@@ -229,32 +249,50 @@ class Committer:
             logger.warning("committed.json could not be written, it will follow later: %s", error)
 
     def _take(self, timeout_s: float) -> tuple[list[_Job], tuple[str, ...]]:
-        """The next group: an exclusive batch alone, or requests and then pieces of files up to the size of a commit."""
+        """The next group: an exclusive batch alone, requests, or pieces of files, up to the size of a commit.
+
+        Where both wait they take turns, and while requests come the turns of files are short: a request waits for one
+        of them at most, and never shares a commit with many records of a file.
+        """
         with self._wakeup:
             self._wakeup.wait_for(lambda: self._requests or self._bulk_ready() or self._stopping, timeout_s)
             jobs: list[_Job] = []
             rows = 0
             limit = self._settings.commit_rows
-            while self._requests and rows < limit and (not jobs or not self._requests[0].exclusive):
+            is_turn_of_files = self._requests_were_last and self._bulk_ready()
+            while (
+                not is_turn_of_files
+                and self._requests
+                and rows < limit
+                and (not jobs or not self._requests[0].exclusive)
+            ):
                 job = self._requests.popleft()
                 jobs.append(job)
                 rows += job.rows
                 self._queued_rows -= job.rows
                 if job.exclusive:
                     break
-            if not (jobs and jobs[0].exclusive):
+            if jobs:
+                self._requested = time.monotonic()
+            else:
+                if time.monotonic() - self._requested < _REQUESTS_GO_ON_S:
+                    limit = _SHORT_ROWS
                 while self._bulk_ready() and rows < limit and (not rows or rows + self._bulk[0].rows <= limit):
                     jobs.append(self._bulk.popleft())
                     rows += jobs[-1].rows
+            self._requests_were_last = bool(jobs) and not jobs[0].bulk
             closed = tuple(self._closed)  # with nothing else to commit the wait above has gathered them
             self._wakeup.notify_all()
         return jobs, closed
 
     def _bulk_ready(self) -> bool:
-        """Whether a piece of a file may be committed now; it must not wait for a flush that may never come."""
+        """Whether a piece of a file may be committed now.
+
+        It must not wait for a flush that may never come, and nobody must wait for its preparation.
+        """
         settings, store = self._settings, self._store
         has_room = store.hot_rows < settings.hot_rows_soft and store.hot_bytes < settings.hot_bytes_soft
-        return bool(self._bulk) and (has_room or self._is_ending)
+        return bool(self._bulk) and (has_room or self._is_ending) and self._bulk[0].is_prepared
 
     def _decide_alone(self, job: _Job, closed: tuple[str, ...]) -> None:
         """An atomic batch or a dry run: decided as a whole before anything is written."""

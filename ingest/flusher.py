@@ -8,6 +8,7 @@ import time
 
 from store.errors import DiskFullError
 from store.store import Store
+from store.threads import give_way
 
 __all__ = ["Flusher"]
 
@@ -67,6 +68,7 @@ class Flusher:
         return rows
 
     def _run(self) -> None:
+        give_way()
         while True:
             self._wakeup.wait(self._interval_s)
             self._wakeup.clear()

@@ -29,6 +29,7 @@ from ingest.record import Rules
 from store.errors import StoppingError, TransientError
 from store.files import Disk
 from store.journal import InputState
+from store.threads import give_way
 
 __all__ = ["Inbox", "InboxSettings"]
 
@@ -239,6 +240,7 @@ class Inbox:
         return time.monotonic() - seen[2] >= self._settings.settle_s
 
     def _run(self) -> None:
+        give_way()
         wait_ms = int(self._settings.rescan_s * 1000)
         self._scan()
         try:

@@ -1,0 +1,140 @@
+"""How each figure changes while 1, 10 and 100 million records are stored: one lake, grown through the real inbox."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
+
+from bench.context import BULK, Context
+from bench.load import run_load
+from bench.measure import Line, Skip, figure, say
+from bench.process import Service
+
+__all__ = ["growth"]
+
+_SETTINGS = {
+    **BULK,
+    "ONCELAKE_OUTBOX__RETENTION": "1s",  # the lines of 100 million records are 50 GB
+    "ONCELAKE_OUTBOX__SEGMENT_BYTES": str(64 << 20),
+}
+_FREE_BYTES = 12 << 30
+"""The run ends before the disk has less."""
+
+_HOURS = ("2024-03-02T12:00:00Z", "2024-03-05T12:00:00Z")
+_MINUTES = ("2024-03-02T12:20:00Z", "2024-03-05T12:20:00Z")
+
+
+def growth(context: Context) -> list[Line]:
+    """Every figure at each size; asked for by `--growth`, the sizes in millions of records."""
+    if not context.options.growth:
+        raise Skip("takes a quarter of an hour and 30 GB: ask for it with --growth 1,10,100")
+    sizes = [int(float(text) * 1e6) for text in context.options.growth.split(",")]
+    data = context.work / "growth"
+    lines: list[Line] = []
+    stored = 0
+    with Service(data, **_SETTINGS) as service:
+        for size in sizes:
+            rates = []
+            while stored < size:
+                if shutil.disk_usage(data).free < _FREE_BYTES:
+                    say(f"  stopped at {stored:,}: {figure(shutil.disk_usage(data).free / 2**30)} GiB are free")
+                    return lines
+                given = context.input("parquet", first=stored, records=min(context.records, size - stored))
+                done = service.ingest(given.path, given.path.name, given.records)
+                given.path.unlink()
+                (data / "processed" / given.path.name).unlink()
+                stored += given.records
+                rates.append(done.rate)
+                context.growth.append((stored, done.rate))
+                say(f"  {stored:,} stored: {done.rate:,.0f} records/s, {_memory(service)}")
+            lines += _figures(service, size, rates[-5:])
+    lines.append(Line("growth", "most RssAnon of the run", "MiB", [service.peak], target=1024, at_least=False))
+    return lines
+
+
+def _figures(service: Service, size: int, rates: list[float]) -> list[Line]:
+    """What there is to measure at one size."""
+    lines = [Line("growth", f"{size:,} stored: bulk Parquet, the last files", "records/s", rates)]
+
+    def line(what: str, unit: str, values: list[float], note: str = "") -> None:
+        lines.append(Line("growth", f"{size:,} stored: {what}", unit, values, note=note))
+
+    load = run_load(service.host, service.port, connections=1, seconds=3, seed=size)
+    line("single POST, one connection, p50", "ms", [load["p50"]], f"p99 {load['p99']:.1f} ms")
+    batches = [_post(service, size, number) for number in range(40)]
+    line("POST of a batch of 1,000", "ms", batches, f"most {max(batches):.0f} ms")
+    totals = "/records/aggregations?include=totals"
+    hours = f"&startTime={_HOURS[0]}&endTime={_HOURS[1]}"
+    line("totals of everything", "ms", _asked(service, totals))
+    line("totals of three days, whole hours", "ms", _asked(service, totals + hours))
+    minutes = f"&startTime={_MINUTES[0]}&endTime={_MINUTES[1]}"
+    line("totals of three days, begun and ended within an hour", "ms", _asked(service, totals + minutes, 3))
+    line("totals of one destination", "ms", _asked(service, totals + "&destinationId=dest-7"))
+    one = f"/records/aggregations?destinationId=dest-7{hours}&limit=100"
+    line("100 records of one destination", "ms", _asked(service, one, 3))
+    ids = [f"rec-1-{size * place // 31}" for place in range(1, 30)]
+    line("one recordId", "ms", [_asked(service, f"/records/{quote(name)}", 1)[0] for name in ids])
+    lines[-1].note = f"most {max(lines[-1].ours):.1f} ms"
+    line("memory of the service (RssAnon)", "MiB", [float(_status(service)["RssAnon"])], _memory(service))
+    service.kill()
+    line("start after kill -9", "s", [service.start()])
+    return lines
+
+
+def _asked(service: Service, target: str, times: int = 7) -> list[float]:
+    """Milliseconds of each answer, read to its end."""
+    return [_timed(lambda: _request(service, "GET", target)) for _ in range(times)]
+
+
+def _post(service: Service, size: int, number: int) -> float:
+    """Milliseconds until a batch of 1,000 new records is durable."""
+    body = "\n".join(
+        json.dumps(
+            {
+                "recordId": f"batch-{size}-{number}-{row}",
+                "time": f"2024-03-0{row % 7 + 1}T10:00:00Z",
+                "sourceId": "source-1",
+                "destinationId": f"dest-{row}",
+                "type": "positive",
+                "value": "1.5",
+                "unit": "SEK",
+                "reference": f"batch-{number}",
+            }
+        )
+        for row in range(1_000)
+    )
+    return _timed(lambda: _request(service, "POST", "/records", body.encode()))
+
+
+def _request(service: Service, method: str, target: str, body: bytes | None = None) -> bytes:
+    connection = http.client.HTTPConnection(service.host, service.port, timeout=600)
+    try:
+        connection.request(method, target, body, {"Content-Type": "application/x-ndjson"} if body else {})
+        response = connection.getresponse()
+        found = response.read()
+    finally:
+        connection.close()
+    assert response.status == 200, f"{target}: {response.status} {found[:500]!r}"
+    return found
+
+
+def _timed(action: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    action()
+    return (time.perf_counter() - began) * 1e3
+
+
+def _status(service: Service) -> dict[str, int]:
+    text = Path(f"/proc/{service.pid}/status").read_text()
+    return {name: int(kib) // 1024 for name, kib in re.findall(r"(Rss\w+):\s+(\d+) kB", text)}
+
+
+def _memory(service: Service) -> str:
+    found = _status(service)
+    return f"RssAnon {found['RssAnon']} MiB, RssFile {found['RssFile']} MiB"
