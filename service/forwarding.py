@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from outbox.feed import Feed, source_beside
 from outbox.forwarder.forwarder import Forwarder, advance
-from outbox.forwarder.segments import Segments
 from outbox.forwarder.settings import Forward
 from outbox.forwarder.shipper import Shipper
 from service.config import Config
@@ -42,7 +42,11 @@ def forward(config: Config, *, once: bool, retry: bool, names: Sequence[str]) ->
     if identity is None:
         raise OncelakeError(f"{root} is no data directory of oncelake")
     disk = Disk(fsync=config.store.fsync)
-    forwarder = Forwarder(tables, lambda feed: Segments(root, feed), root, identity.store_id, disk)
+    temp = root / "internal" / "tmp"  # where lines that are kept no more are made again
+    disk.make_directory(temp)
+    forwarder = Forwarder(
+        tables, lambda feed: Feed(feed, source_beside(root, feed, temp)), root, identity.store_id, disk
+    )
     if retry:
         for shipper in forwarder.shippers:
             shipper.desk.ask_to_retry()

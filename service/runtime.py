@@ -16,8 +16,9 @@ from ingest.flusher import Flusher
 from ingest.inbox import Inbox, InboxSettings
 from ingest.intake import Intake
 from ingest.record import Rules as RecordRules
+from outbox.feed import Feed, Source
 from outbox.forwarder.forwarder import Forwarder
-from outbox.forwarder.segments import Segments
+from outbox.remake import Origin
 from service.config import Config
 from store.compaction import CompactionSettings
 from store.engine import Engine
@@ -109,10 +110,24 @@ class Lake:
         )
         self.forwarder = Forwarder(
             [table for table in config.forward if table.in_service],
-            lambda feed: Segments(root, feed, newest=lambda: self.store.seq),
+            self.feed,
             root,
             self.store.identity.store_id,
             self.store.disk,
+        )
+
+    def feed(self, name: str) -> Feed:
+        """A reader of a feed, for one who reads on."""
+
+        @contextlib.contextmanager
+        def origin() -> Iterator[Origin]:
+            yield Origin(self.store.snapshot(), self.store.state.rules)
+
+        temp = self.store.root / "internal" / "tmp"
+        self.store.disk.make_directory(temp)
+        return Feed(
+            name,
+            Source(self.store.root, lambda: self.store.seq, lambda: self.store.state.kept_from(name), origin, temp),
         )
 
     def start(self, *, inbox: bool = True) -> None:

@@ -93,7 +93,7 @@ class JetStream:
         try:
             return self._runner.run(limited())
         except (nats.errors.Error, OSError, TimeoutError, ssl.SSLError, EOFError) as error:
-            raise Undelivered(f"NATS: {error or type(error).__name__}") from error
+            raise Undelivered(f"NATS: {str(error) or type(error).__name__}") from error
 
     async def _open(self) -> Found | None:
         self._client = await nats.connect(

@@ -74,7 +74,7 @@ class Rabbit:
                 "in the URL (queue=…)"
             ) from error
         except (AMQPError, OSError, TimeoutError, ssl.SSLError, asyncio.CancelledError) as error:
-            raise Undelivered(f"RabbitMQ: {error or type(error).__name__}") from error
+            raise Undelivered(f"RabbitMQ: {str(error) or type(error).__name__}") from error
 
     async def _open(self) -> None:
         connection = self._connection = await aio_pika.connect(self._url, timeout=self._timeout_s)
