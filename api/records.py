@@ -77,6 +77,8 @@ class Records:
 
         @get("/records")
         async def get_record_by_query(request: Request[Any, Any, Any]) -> Response[bytes]:
+            if _is_of_an_id(request, b"/records"):
+                return await self.find_in_path(request)
             record_id = Parameters(request.scope["query_string"], ("recordId",)).one("recordId")
             if record_id is None:
                 raise ProblemError(400, "invalid_parameter", "recordId is missing", parameter="recordId")
@@ -84,12 +86,13 @@ class Records:
 
         @get("/records/aggregations")
         async def get_aggregations(request: Request[Any, Any, Any]) -> Response[Any]:
+            if _is_of_an_id(request, b"/records/aggregations"):
+                return await self.find_in_path(request)
             return await self.aggregate(request)
 
         @get("/records/{record_id:path}")
         async def get_record(request: Request[Any, Any, Any]) -> Response[bytes]:
-            Parameters(request.scope["query_string"], ())
-            return await self.find(_record_id(request.scope["raw_path"]))
+            return await self.find_in_path(request)
 
         return [post_records, get_record_by_query, get_aggregations, get_record]
 
@@ -147,6 +150,11 @@ class Records:
                 408, "body_timeout", f"the body did not arrive within {self._settings.body_timeout_s:g} s"
             ) from None
 
+    async def find_in_path(self, request: Req) -> Response[bytes]:
+        """One record by the id that the path ends with."""
+        Parameters(request.scope["query_string"], ())
+        return await self.find(_record_id(request.scope["raw_path"]))
+
     async def find(self, record_id: str) -> Response[bytes]:
         """One record by its id."""
         row = await asyncio.get_running_loop().run_in_executor(self._threads, self._reader.find, record_id)
@@ -186,6 +194,11 @@ class Records:
         if form is None:
             return json_answer(self._reader.engine, snapshot, question, stop)
         return flat_answer(self._reader.engine, snapshot, question, form, stop)
+
+
+def _is_of_an_id(request: Req, path: bytes) -> bool:
+    """Whether what the framework takes for `path` names a record: it drops slashes, also where they are escaped."""
+    return bytes(request.scope["raw_path"]).partition(b"?")[0] not in (path, path + b"/")
 
 
 def _record_id(raw_path: bytes) -> str:

@@ -30,7 +30,7 @@ from tests.support.app import NOTHING, FakeIntake, Served, served
 from tests.support.golden import assert_golden
 from tests.support.snapshots import record, snapshot_of
 
-IDS = ["rec-001", "a/b", "a//b", "a/", "aggregations", 'ö "x" 😀%2F', "?", " "]
+IDS = ["rec-001", "a/b", "a//b", "a/", "aggregations", 'ö "x" 😀%2F', "?", " ", "/", "//", "aggregations/", "😀" * 256]
 LIMIT = 20_000
 
 
@@ -253,6 +253,12 @@ def test_any_id_can_be_asked_for_in_the_query(lake: Served, name: str) -> None:
         ("/records/a//b", "a//b"),
         ("/records/a%2F", "a/"),
         ("/records/%3F", "?"),
+        ("/records/%2F", "/"),
+        ("/records//", "/"),
+        ("/records/%2F%2F", "//"),
+        ("/records/%61ggregations", "aggregations"),
+        ("/records/aggregations%2F", "aggregations/"),
+        (f"/records/{'%F0%9F%98%80' * 256}", "😀" * 256),
         ("/records/%20", " "),
         ("/records/%C3%B6%20%22x%22%20%F0%9F%98%80%252F", 'ö "x" 😀%2F'),
     ],
