@@ -66,8 +66,15 @@ schemathesis: setup ## the API asked by schemathesis for five minutes
 fuzz: setup ## the decoders fuzzed, ten minutes each
 	ONCELAKE_TEST_FUZZ_S=600 $(BIN)/python -m pytest tests/integration/test_fuzz.py $(ARGS)
 
-crash: setup ## the long crash campaigns (10,000 kills; an hour and more)
-	ONCELAKE_TEST_KILLS=3334 ONCELAKE_TEST_SWAPS=2000 ONCELAKE_TEST_DAYS=2000 $(BIN)/python -m pytest tests/crash tests/unit/test_compaction.py $(ARGS)
+ifndef SEED
+SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+endif
+
+crash: setup ## the long fault campaigns, hours (make crash SEED=7; one alone: make crash ARGS="-k disk_model")
+	@echo "again with: make crash SEED=$(SEED)"
+	ONCELAKE_TEST_SEED=$(SEED) ONCELAKE_TEST_STATES=1000000 ONCELAKE_TEST_FAILPOINTS=1 ONCELAKE_TEST_KILLS=3334 \
+	ONCELAKE_TEST_CUTS=2000 ONCELAKE_TEST_FULL=200 ONCELAKE_TEST_ROT=20000 ONCELAKE_TEST_SWAPS=2000 ONCELAKE_TEST_DAYS=2000 \
+		$(BIN)/python -m pytest --numprocesses 2 -rP --show-capture=stdout tests/crash tests/unit/test_compaction.py $(ARGS)
 
 forwarding: setup servers ## the long campaign of the forwarder: 100,000 notifications to each sink, 200 and 20 kills (an hour)
 	ONCELAKE_TEST_FORWARD=100000 ONCELAKE_TEST_FORWARD_KILLS=200 ONCELAKE_TEST_SERVER_KILLS=20 $(BIN)/python -m pytest tests/crash/test_forward_kill.py $(ARGS)
