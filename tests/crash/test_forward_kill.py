@@ -129,9 +129,12 @@ def test_whoever_is_killed_what_a_consumer_finds_is_the_outbox(tmp_path: Path, n
     try:
         bench.ingest(COUNT // 2)
         struck = 0
-        for _ in range(KILLS):
+        for number in range(KILLS):
+            before = bench.seq()
             process = bench.start()
-            time.sleep(chance.uniform(0.0, 0.2))
+            if number % 2 == 0:  # at work; else at any moment
+                wait_until(lambda before=before: bench.seq() > before or before == bench.records)  # type: ignore[misc]
+            time.sleep(chance.uniform(0.0, 0.05 if number % 2 == 0 else 0.2))
             struck += bench.seq() < bench.records
             end(process)
         assert struck, "every kill came too late"

