@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 
 import pytest
 
 from ingest.batch import Record
 from ingest.formats import Compression, Format, by_encoding, by_file_name, by_media_type
-from ingest.record import Rejected, Rules, parse_carefully, parse_record
+from ingest.record import Rejected, Rules, is_deeper, parse_carefully, parse_record
 from store.errors import UnknownFormatError
 from tests.unit.decoding import line
 
@@ -192,3 +193,32 @@ def test_formats_are_known_by_file_name() -> None:
     for unknown in ("x", "x.gz", "x.csv.bz2", "json", "x.txt"):
         with pytest.raises(UnknownFormatError, match=r"\.ndjson"):
             by_file_name(unknown)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("recordID", "recordId"), ("record_id", "recordId"), ("vaule", "value"), ("units", "unit"), ("val", "value"),
+        ("destination", "destinationId"), ("source", "sourceId"), ("amount", None), ("", None), ("x" * 1_000, None),
+    ],
+)  # fmt: skip
+def test_an_unknown_field_is_told_the_nearest_one(name: str, near: str | None) -> None:
+    """Where one is near; letters, case and what stands between words may differ a little."""
+    found = parse_record(json.dumps({name: 1}).encode(), Rules())
+    assert isinstance(found, Rejected)
+    message = next(error.message for error in found.errors if error.code == "unknown_field")
+    assert message.endswith(f"did you mean {near}?" if near else "unit, reference.")
+
+
+@pytest.mark.parametrize(
+    ("data", "deep"),
+    [
+        (b'{"a":' * 64 + b"1" + b"}" * 64, False), (b'{"a":' * 65 + b"1" + b"}" * 65, True), (b"[]," * 1_000, False),
+        (b'"' + b"[" * 100 + b'"', False), (b'"\\"' + b"[" * 100 + b'"', False), (b'"\\\\"' + b"[" * 100, True),
+        (b"]" * 100 + b"[" * 100, False), (b'"' + b"[" * 100, False), (b"", False),
+    ],
+    ids=range(9),
+)  # fmt: skip
+def test_only_brackets_outside_of_strings_nest(data: bytes, deep: bool) -> None:
+    """However many there are one after the other."""
+    assert is_deeper(data, 64) is deep
