@@ -9,6 +9,7 @@ from litestar import Litestar, Request, Response, get
 from litestar.types import Message, Scope
 
 from api.access import Access, grant_of
+from api.feeds import Feeds
 from api.parameters import Parameters
 from api.ports import ApiSettings, Intake, Reader
 from api.problems import on_error
@@ -38,7 +39,12 @@ def create_app(intake: Intake, reader: Reader, settings: ApiSettings, tokens: To
         return Response(msgspec.json.encode(content), status_code=200 if is_ok else 503, media_type="application/json")
 
     return Litestar(
-        [*Records(intake, reader, settings).handlers(), health, *schema_handlers()],
+        [
+            *Records(intake, reader, settings).handlers(),
+            *Feeds(reader, settings).handlers(),
+            health,
+            *schema_handlers(),
+        ],
         guards=[Access(tokens or Tokens()).guard],
         exception_handlers={Exception: on_error},
         before_send=[tell_request_id, _tell_methods],

@@ -8,6 +8,8 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from outbox.feed import Feed
+from outbox.news import News
 from store.engine import Engine
 from store.outcomes import Reply
 from store.promise import Promise
@@ -40,6 +42,10 @@ class Reader(Protocol):
     """Answers questions."""
 
     engine: Engine
+    news: News
+
+    def feed(self, name: str) -> Feed:
+        """The feed of this name."""
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:
         """What a read sees, for as long as it reads."""
@@ -57,6 +63,7 @@ class ApiSettings:
 
     `waiting_queries` wait for their first byte beside those that run. `open_answers` are read by clients at once, each
     of which keeps some MB and its part of the spool. `max_answer_rows` of 0 is no limit.
+    Server-sent events have a comment after `heartbeat_s` in which there were none.
     """
 
     max_body_bytes: int = 32 << 20
@@ -66,3 +73,4 @@ class ApiSettings:
     open_answers: int = 64
     waiting_queries: int = 60
     max_answer_rows: int = 0
+    heartbeat_s: float = 15.0

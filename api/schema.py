@@ -54,6 +54,7 @@ def _answer() -> dict[str, Any]:
 _TEXTS = {"type": "array", "items": {"type": "string"}}
 _BOOLEAN = {"type": "string", "enum": ["true", "false"]}
 _TIME = {"type": "string", "format": "date-time"}
+_SEQ = {"type": "integer", "minimum": 0, "maximum": (1 << 63) - 1}
 _NOT_FOUND = (404, "no such record (`not_found`)")
 _BAD_PARAMETER = (400, "a parameter is unknown or malformed (`invalid_parameter`)")
 
@@ -80,6 +81,29 @@ _BODIES: dict[str, Any] = {
         for name in ("parquet", "arrow.stream", "arrow.file")
     },
 }
+
+
+def _feed(name: str) -> dict[str, Any]:
+    return {
+        "summary": f"The committed lines of {name}, to the byte",
+        "parameters": [
+            _parameter("after", _SEQ, "lines with a greater seq; default 0"),
+            _parameter("limit", {"type": "integer", "minimum": 1, "maximum": 100_000}, "lines; default 1,000"),
+            _parameter("wait", {"type": "number", "minimum": 0, "maximum": 300}, "seconds to wait for a line"),
+            _parameter("Last-Event-ID", _SEQ, "where events go on", where="header"),
+        ],
+        "responses": {
+            "200": {
+                "description": "lines, none where there are none; or events with `id` seq and `data` line",
+                "content": {
+                    "application/x-ndjson": {"schema": {"type": "string"}},
+                    "text/event-stream": {"schema": {"type": "string"}},
+                },
+            },
+            **_problems(_BAD_PARAMETER, (406, "none of the formats that there are (`not_acceptable`)")),
+        },
+    }
+
 
 _ROUTES: dict[str, Any] = {
     "openapi": "3.1.0",
@@ -174,6 +198,8 @@ _ROUTES: dict[str, Any] = {
                 },
             }
         },
+        "/feeds/notifications": {"get": _feed("notifications")},
+        "/feeds/alerts": {"get": _feed("alerts")},
         "/health": {
             "get": {
                 "summary": "The state of each component",

@@ -18,11 +18,13 @@ from ingest.intake import Intake
 from ingest.record import Rules as RecordRules
 from outbox.feed import Feed, Source
 from outbox.forwarder.forwarder import Forwarder
+from outbox.news import News
 from outbox.remake import Origin
 from service.config import Config
 from store.compaction import CompactionSettings
 from store.engine import Engine
 from store.journal import Rules as AlertRules
+from store.log import FEEDS
 from store.snapshot import Snapshot
 from store.store import Store, StoreSettings
 
@@ -40,6 +42,7 @@ class Reader:
     def __init__(self, lake: Lake, engine: Engine) -> None:
         self._lake = lake
         self.engine = engine
+        self.news = lake.news
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
@@ -49,6 +52,10 @@ class Reader:
     def find(self, record_id: str) -> pa.Table | None:
         """The stored record with this id (one row), or None."""
         return self._lake.store.find(record_id)
+
+    def feed(self, name: str) -> Feed:
+        """The feed of this name."""
+        return self._lake.feeds[name]
 
     def health(self) -> dict[str, dict[str, object]]:
         """The state of each component; `status` is "ok" or says what is wrong."""
@@ -67,6 +74,8 @@ class Lake:
             root, fsync=store.fsync, segment_bytes=config.outbox.segment_bytes, compaction=compaction
         )
         self.store = Store(settings)
+        self.news = News()
+        self.feeds = {name: self.feed(name) for name in FEEDS}
         self.flusher = Flusher(self.store, store.flush_interval_s, store.flush_rows, store.flush_bytes)
         self.compactor = Compactor(self.store, store.flush_interval_s)
         alerts = config.alerts
@@ -82,7 +91,7 @@ class Lake:
                 hot_bytes_soft=2 * store.flush_bytes,
                 hot_bytes_hard=3 * store.flush_bytes,
             ),
-            on_commit=self.flusher.committed,
+            on_commit=self._committed,
         )
         rules = RecordRules(ingest.unknown_fields, ingest.negative_values, max_depth=ingest.max_json_depth)
         self.intake = Intake(
@@ -129,6 +138,10 @@ class Lake:
             name,
             Source(self.store.root, lambda: self.store.seq, lambda: self.store.state.kept_from(name), origin, temp),
         )
+
+    def _committed(self) -> None:
+        self.flusher.committed()
+        self.news.tell()
 
     def start(self, *, inbox: bool = True) -> None:
         """Start the threads."""

@@ -17,6 +17,7 @@ import uvicorn
 from api.app import create_app
 from api.ports import ApiSettings
 from api.tokens import Tokens
+from outbox.news import News
 from service.config import Config
 from service.connections import ConnectionLimits, protocol
 from service.logs import configure_logging
@@ -34,13 +35,18 @@ _OPEN_FILES = 65_536
 class _Server(uvicorn.Server):
     """uvicorn, with signals of our own: the first one ends it in order, a second one at once."""
 
-    def __init__(self, config: uvicorn.Config, address_line: str) -> None:
+    def __init__(self, config: uvicorn.Config, address_line: str, news: News) -> None:
         super().__init__(config)
+        self._news = news
         self._address_line = address_line
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         print(self._address_line, flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._news.end()  # readers of feeds would wait for lines that do not come
+        await super().shutdown(sockets)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -78,6 +84,7 @@ def serve(config: Config) -> int:
             timeout_graceful_shutdown=int(config.api.shutdown_s),
         ),
         f"oncelake serves {lake.store.root} at http://{_address(listener)}",
+        lake.news,
     )
     _say_who_may(config)
     lake.start()
