@@ -77,28 +77,23 @@ def _arrow(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[byt
 def _parquet(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[bytes]:
     sink = _Sink()
     repeated = [name for name in schema.names if name in _REPEATED]
+    waiting: list[pa.RecordBatch] = []  # of one row group; empty while the client reads
+    rows = size = 0
     with pq.ParquetWriter(sink, schema, compression="zstd", compression_level=1, use_dictionary=repeated) as writer:
-        for rows in _groups(schema, batches):
-            writer.write_table(rows, row_group_size=_GROUP_ROWS)
-            yield sink.taken()
+        for batch in batches:
+            waiting.append(batch)
+            rows, size = rows + batch.num_rows, size + batch.nbytes
+            if rows >= _GROUP_ROWS or size >= _GROUP_BYTES:
+                writer.write_table(pa.Table.from_batches(waiting), row_group_size=rows)
+                waiting.clear()
+                rows = size = 0
+                yield sink.taken()
+        if waiting:
+            writer.write_table(pa.Table.from_batches(waiting), row_group_size=rows)
     yield sink.taken()
 
 
 _REPEATED = ("destinationId", "sourceId", "type", "unit", "reference")
-
-
-def _groups(schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    waiting: list[pa.RecordBatch] = []
-    rows = size = 0
-    for batch in batches:
-        if waiting and (rows + batch.num_rows > _GROUP_ROWS or size + batch.nbytes > _GROUP_BYTES):
-            yield pa.Table.from_batches(waiting, schema)
-            waiting, rows, size = [], 0, 0
-        waiting.append(batch)
-        rows += batch.num_rows
-        size += batch.nbytes
-    if waiting:
-        yield pa.Table.from_batches(waiting, schema)
 
 
 class _Sink(io.RawIOBase):

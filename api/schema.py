@@ -43,7 +43,7 @@ def _answer() -> dict[str, Any]:
         },
         "content": {
             "application/json": {"schema": {"$ref": "#/components/schemas/Aggregation"}},
-            "application/x-ndjson": {"schema": {"type": "string"}},
+            **{f"application/{name}": {"schema": {"type": "string"}} for name in ("x-ndjson", "ndjson", "jsonl")},
             "text/csv": {"schema": {"type": "string"}},
             "application/vnd.apache.arrow.stream": binary,
             "application/vnd.apache.parquet": binary,

@@ -17,6 +17,7 @@ from service import cli
 from service.cli import main, parser
 from service.config import Config
 from service.exits import DONE, PROBLEM, USAGE
+from tests.support.forms import rows_in, rows_of_json
 from tests.support.lake import Lake
 
 ROOT = Path(__file__).parents[2]
@@ -268,6 +269,19 @@ def test_an_aggregation_is_printed_as_csv(capsys: pytest.CaptureFixture[str], da
         "seq,recordId,time,sourceId,destinationId,type,value,unit,reference",
         "1,rec-0,2024-03-01T12:00:00.000000Z,source-a,dest-0,positive,0.5,SEK,invoice-9",
     ]
+
+
+@pytest.mark.parametrize("include", ["records", "totals"])
+@pytest.mark.parametrize("form", ["ndjson", "csv", "arrow", "parquet"])
+def test_an_aggregation_is_written_in_every_format_of_the_api(
+    capsysbinary: pytest.CaptureFixture[bytes], data: Path, form: str, include: str
+) -> None:
+    """The rows of its JSON, to standard output."""
+    options = ["aggregate", "--data", str(data), "--include", include, "--format"]
+    assert main([*options, "json"]) == DONE
+    expected = rows_of_json(json.loads(capsysbinary.readouterr().out), include)
+    assert main([*options, form]) == DONE
+    assert rows_in(form, capsysbinary.readouterr().out, include) == expected != []
 
 
 def test_an_aggregation_is_printed_as_a_table(capsys: pytest.CaptureFixture[str], data: Path) -> None:
