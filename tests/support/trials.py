@@ -107,19 +107,19 @@ def _sizes(root: Path) -> Sizes:
 
 @contextlib.contextmanager
 def rebuilds() -> Iterator[list[Path]]:
-    """The data directories whose catalog is made anew meanwhile."""
+    """The data directories of which something derived is made anew meanwhile."""
     found: list[Path] = []
-    make = store.recovery._made_anew
+    make = store.recovery.remade
 
-    def made_anew(disk: Disk, root: Path, *arguments: Any) -> Any:
+    def remade(disk: Disk, root: Path, *arguments: Any) -> Any:
         found.append(root)
         return make(disk, root, *arguments)
 
-    store.recovery._made_anew = made_anew
+    store.recovery.remade = remade
     try:
         yield found
     finally:
-        store.recovery._made_anew = make
+        store.recovery.remade = make
 
 
 def assert_recovers(state: State, recording: Recording, root: Path, number: int) -> None:
@@ -131,7 +131,7 @@ def assert_recovers(state: State, recording: Recording, root: Path, number: int)
         run = Run(root, None, Model())
     try:
         if recording.is_sound and "behind" not in state.how and "lost" not in state.how:
-            assert not made_anew, "a crash alone has cost the catalog"
+            assert not made_anew, "a crash alone has cost what is derived"
         commit = assert_kept(run.store, history, mark.answered, mark.most)
         if number % CONTINUED_EVERY == 0:
             seq = history.seq_of(history.commits[commit])
