@@ -48,6 +48,12 @@ def parser() -> argparse.ArgumentParser:
 
     _command(commands, "rebuild", _rebuild, "make index, summaries and rollups anew from the records")
 
+    replay = _command(commands, "replay", _replay, "write the lines of a range of seqs again, from the stored records")
+    replay.add_argument("--from", dest="first", type=_count, default=1, metavar="SEQ", help="the first seq (1)")
+    replay.add_argument("--to", dest="last", type=_count, metavar="SEQ", help="the last seq (the newest)")
+    replay.add_argument("--feed", choices=["notifications", "alerts"], default="notifications")
+    replay.add_argument("--output", type=Path, help="a file (default: standard output)")
+
     rejected = _command(commands, "rejected", _rejected, "list dead letters, newest first")
     rejected.add_argument("--status", choices=["conflict", "rejected"])
     rejected.add_argument("--source-id", help="of the record")
@@ -184,6 +190,13 @@ def _rebuild(options: argparse.Namespace) -> int:
     from service.rebuilding import rebuild
 
     return rebuild(config)
+
+
+def _replay(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from service.replaying import replay
+
+    return replay(config, options.feed, options.first, options.last, options.output)
 
 
 def _rejected(options: argparse.Namespace) -> int:
