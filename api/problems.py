@@ -14,6 +14,7 @@ from api.request_ids import request_id
 from store.errors import (
     AnswerTooLargeError,
     CorruptionError,
+    DamagedFileError,
     DiskFullError,
     InputError,
     InvalidSchemaError,
@@ -99,6 +100,8 @@ def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[byte
             return problem(503, "unavailable", str(error), headers={"retry-after": "1"})
         case HTTPException():
             return _of_framework(error)
+        case DamagedFileError():
+            return problem(500, "corruption", str(error), file=error.file)
         case CorruptionError():
             logger.error("%s %s (request %s): %s", request.method, _path(request), request_id(request.scope), error)
             return problem(500, "corruption", "stored data is damaged: the operator finds it in the log")

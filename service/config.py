@@ -56,6 +56,7 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     compact_memory: Memory = "128MB"
     compact_rest_s: Seconds = 600.0
     compact_grace_s: Seconds = 600.0
+    scrub_interval_s: Seconds = 86_400.0
 
 
 class Ingest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

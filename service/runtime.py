@@ -16,6 +16,7 @@ from ingest.flusher import Flusher
 from ingest.inbox import Inbox, InboxSettings
 from ingest.intake import Intake
 from ingest.record import Rules as RecordRules
+from ingest.scrubber import Scrubber
 from outbox.feed import Feed, Source
 from outbox.forwarder.forwarder import Forwarder
 from outbox.news import News
@@ -77,6 +78,7 @@ class Lake:
         self.news = News()
         self.feeds = {name: self.feed(name) for name in FEEDS}
         self.flusher = Flusher(self.store, store.flush_interval_s, store.flush_rows, store.flush_bytes)
+        self.scrubber = Scrubber(self.store, store.scrub_interval_s)
         self.compactor = Compactor(self.store, store.flush_interval_s)
         alerts = config.alerts
         self.committer = Committer(
@@ -147,6 +149,7 @@ class Lake:
         """Start the threads."""
         self.committer.start()
         self.flusher.start()
+        self.scrubber.start()
         if self.config.store.compact:
             self.compactor.start()
         if inbox:
@@ -161,6 +164,7 @@ class Lake:
         self.forwarder.stop(_GRACE_S)
         self.inbox.stop()  # what it waited for, where no flush made room, has its answer now
         self.compactor.stop()
+        self.scrubber.stop()
         if self.store.failure is None:
             self.flusher.stop()
         self.store.close()
@@ -168,7 +172,7 @@ class Lake:
     def health(self) -> dict[str, dict[str, object]]:
         """The state of each component."""
         store = self.store
-        problem: object = store.failure or self.flusher.problem
+        problem: object = store.failure or self.flusher.problem or store.damage or self.scrubber.problem
         if problem is None and not (self.committer.alive and self.flusher.alive):
             problem = "it takes no commits"
         return {

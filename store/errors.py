@@ -19,6 +19,7 @@ OncelakeError
 ├── StoreInUseError     another process owns the data directory
 ├── StoreVersionError   the data directory was written by a newer oncelake
 ├── CorruptionError     bytes on disk are not those that were committed; names file, bytes and seqs
+│   └── DamagedFileError    a Parquet file that an answer needs                                 HTTP 500
 └── ConfigError         a key or value of the configuration is not valid
 ```
 """
@@ -29,6 +30,7 @@ __all__ = [
     "AnswerTooLargeError",
     "ConfigError",
     "CorruptionError",
+    "DamagedFileError",
     "DiskFullError",
     "InputError",
     "InvalidSchemaError",
@@ -141,6 +143,14 @@ class StoreVersionError(OncelakeError):
 
 class CorruptionError(OncelakeError):
     """Bytes on disk are not those that were committed."""
+
+
+class DamagedFileError(CorruptionError):
+    """A Parquet file is not what it was. `file` and the message name it relative to the data directory."""
+
+    def __init__(self, message: str, *, file: str) -> None:
+        super().__init__(message)
+        self.file = file
 
 
 class ConfigError(OncelakeError):

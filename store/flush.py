@@ -24,6 +24,7 @@ from store.files import Disk, overlapped
 from store.hot import Hot
 from store.kinds import KINDS
 from store.parquet import day_directory, describe, partitions, write_partition
+from store.rot import Pace, condemned
 
 __all__ = [
     "STAGING",
@@ -135,6 +136,9 @@ def merge_tier(
     seqs = (min(row.min_seq for row in chosen), max(row.max_seq for row in chosen))
     name = f"internal/{kind}/{_merged_name(chosen)}"
     staged = root / STAGING / Path(name).name
+    for row in chosen:
+        if (error := condemned(disk, root, row, Pace())) is not None:
+            raise error
     runs = [KINDS[kind].map(root / row.name, row) for row in chosen]
     try:
         merged = write_run(disk, staged, kind, name, KINDS[kind].merged(runs), seqs)

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from store.errors import CorruptionError
+from store.rot import sound
 from store.schema import STORED
 from store.snapshot import SealedFile, Snapshot
 from store.sums import I64
@@ -55,6 +56,7 @@ def _in_file(file: SealedFile, seqs: Sequence[int] | I64) -> pa.Table:
     """Read the seqs of each row group first, and other columns only of row groups that hold a wanted one."""
     wanted = pa.array(seqs, pa.int64())
     found = []
+    sound([file])
     with pq.ParquetFile(file.path) as parquet:
         for group in range(parquet.num_row_groups):
             here = pc.is_in(parquet.read_row_group(group, columns=["seq"]).column("seq"), value_set=wanted)

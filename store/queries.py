@@ -17,6 +17,7 @@ import pyarrow as pa
 from store.engine import Engine, Stop, as_tables
 from store.errors import AnswerTooLargeError, QueryError
 from store.rollups import HOUR_US, ROLLUP_SCHEMA, covering
+from store.rot import sound
 from store.schema import CANONICAL_FIELDS, SCALE, STORED
 from store.snapshot import SealedFile, Snapshot
 from store.sums import from_limbs, group_sums, limbs
@@ -301,6 +302,7 @@ def _source(snapshot: Snapshot, filters: Filters, rolled: _RolledUp | None = Non
     parts = []
     tables = {}
     if files:
+        sound(files)
         parameters["files"] = [str(file.path) for file in files]
         below = "TRUE"  # mostly all rows are: then the seqs need not be read at all
         if any(file.max_seq > flushed for file in files):

@@ -29,13 +29,13 @@ from store.kinds import KINDS
 from store.log import checked, closed_segment, lines_after, number_of, parse_notifications
 from store.outcomes import MAX_PROBLEMS
 from store.parquet import day_directory, describe, flush_of
-from store.remake import REMAKE, check_sums, hashed, prove_by_log, remade
+from store.remake import REMAKE, check_sums, hashed, prove_by_log, remade, why_broken
+from store.rot import QUARANTINE
 
 __all__ = ["JournalState", "committed", "open_catalog", "quarantine_tails", "recover_hot", "state_of"]
 
 logger = logging.getLogger("oncelake.recovery")
 
-QUARANTINE = "internal/quarantine"
 LOGS = ("outbox/notifications", "outbox/alerts", "rejected")
 
 
@@ -333,7 +333,7 @@ def _with_whole_runs(disk: Disk, root: Path, hasher: Hasher, state: CatalogState
     """The catalog with runs that are there and stand for all that is flushed; kinds that do not are made anew."""
     broken: list[str] = []
     for kind in KINDS:
-        why = _why_broken(root, kind, [row for row in state.runs if row.kind == kind], state.flushed)
+        why = why_broken(root, kind, [row for row in state.runs if row.kind == kind], state.flushed)
         if why is not None:
             logger.error("the %s are made anew from the Parquet files: %s", f"runs of the {kind}", why)
             broken.append(kind)
@@ -345,23 +345,6 @@ def _with_whole_runs(disk: Disk, root: Path, hasher: Hasher, state: CatalogState
         state = CatalogState(state.catalog, state.flushed, state.files, [*kept, *made])
     remove_orphans(disk, root, state.runs)
     return state
-
-
-def _why_broken(root: Path, kind: str, rows: list[RunRow], flushed: int) -> str | None:
-    for row in rows:
-        path = root / row.name
-        if not path.exists() or path.stat().st_size != row.bytes:
-            return f"{row.name} is missing or of another size"
-        try:
-            KINDS[kind].map(path, row)
-        except (OSError, pa.ArrowException) as error:
-            return f"{row.name} cannot be read: {error}"
-    covered = {
-        "index": sum(row.rows for row in rows),
-        "summaries": max((row.max_seq for row in rows), default=0),
-        "rollups": sum(row.max_seq - row.min_seq + 1 for row in rows),
-    }
-    return None if covered[kind] == flushed else f"they stand for {covered[kind]} of {flushed} records"
 
 
 def remove_orphans(disk: Disk, root: Path, runs: list[RunRow]) -> None:

@@ -31,12 +31,15 @@ from store.log import lines_after, parse_notifications
 from store.runs import Run, map_run
 from store.schema import STORED
 
-__all__ = ["REMAKE", "check_sums", "hashed", "prove_by_log", "remade"]
+__all__ = ["REMAKE", "check_sums", "hashed", "prove_by_log", "remade", "why_broken"]
 
 logger = logging.getLogger("oncelake.recovery")
 
 REMAKE = "internal/remake"
 _ROWS = 1 << 18
+_CHECKED_BYTES = 128 << 20
+"""Of the runs of a kind, the smallest ones, that a start reads to prove them; the scrubber does the others."""
+
 _FAN_IN = 64
 """Small runs that are merged at once: each takes a few pages of memory."""
 
@@ -72,6 +75,28 @@ def check_sums(root: Path, files: Collection[FileRow]) -> None:
             f"{root / row.name} is damaged ({len(wrong)} Parquet files are); it holds {row.rows} records of seqs "
             f"{row.min_seq} to {row.max_seq}. Restore it from a backup; `oncelake verify` names all of them."
         )
+
+
+def why_broken(root: Path, kind: str, rows: Collection[RunRow], flushed: int) -> str | None:
+    """Why the runs of a kind cannot be used, as far as a start can tell at once; None where they can."""
+    budget = _CHECKED_BYTES
+    for row in sorted(rows, key=lambda row: row.bytes):
+        path = root / row.name
+        if not path.exists() or path.stat().st_size != row.bytes:
+            return f"{row.name} is missing or of another size"
+        try:
+            KINDS[kind].map(path, row)
+        except (OSError, pa.ArrowException) as error:
+            return f"{row.name} cannot be read: {error}"
+        budget -= row.bytes
+        if (budget >= 0 or kind == "rollups") and checksum_of(path) != (row.bytes, row.sum):
+            return f"{row.name} is damaged"
+    covered = {
+        "index": sum(row.rows for row in rows),
+        "summaries": max((row.max_seq for row in rows), default=0),
+        "rollups": sum(row.max_seq - row.min_seq + 1 for row in rows),
+    }
+    return None if covered[kind] == flushed else f"they stand for {covered[kind]} of {flushed} records"
 
 
 def hashed(hasher: Hasher, rows: pa.Table) -> Committed:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
 from store.rollups import Rollup
 
-__all__ = ["SealedFile", "Snapshot"]
+__all__ = ["Condition", "SealedFile", "Snapshot"]
+
+
+@dataclass
+class Condition:
+    """What this process knows of the bytes of a file (`store.rot`): proven, damaged, or not read yet."""
+
+    is_proven: bool = False
+    damage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class SealedFile:
     max_time_us: int
     bytes: int
     sum: str
+    condition: Condition = field(default_factory=Condition, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from store.links import Links
 from store.log import FEEDS, Log
 from store.lookup import rows_at
 from store.recovery import LOGS, open_catalog, quarantine_tails, recover_hot, state_of
+from store.rot import known_damage
 from store.runs import I64
 from store.snapshot import SealedFile, Snapshot
 from store.view import View
@@ -406,6 +407,16 @@ class Store:
 
     def _sealed(self, row: FileRow) -> SealedFile:
         return SealedFile(self._links.path(row.name), *msgspec.structs.astuple(row))
+
+    @property
+    def run_rows(self) -> tuple[RunRow, ...]:
+        """The runs on disk."""
+        return tuple(self._run_rows)
+
+    @property
+    def damage(self) -> str | None:
+        """What is known to be damaged of the sealed files; see `store.rot`."""
+        return known_damage(self.files)
 
     @property
     def files(self) -> tuple[SealedFile, ...]:

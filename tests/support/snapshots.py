@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from store.flush import checksum_of
 from store.rollups import Rollup, of_records, pages
 from store.schema import STORED
 from store.snapshot import SealedFile, Snapshot
@@ -76,6 +77,4 @@ def _file(root: Path, day: int, rows: list[dict[str, Any]]) -> SealedFile:
     path = root / "records" / f"{day}-{len(list((root / 'records').iterdir()))}.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=STORED), path)
     seqs, times = [row["seq"] for row in rows], [row["time"] for row in rows]
-    return SealedFile(
-        path, path.name, day, len(rows), min(seqs), max(seqs), min(times), max(times), path.stat().st_size, ""
-    )
+    return SealedFile(path, path.name, day, len(rows), min(seqs), max(seqs), min(times), max(times), *checksum_of(path))

@@ -38,6 +38,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "store.compact_memory": ("64MB", "64MB"),
     "store.compact_rest_s": ("1.5", 1.5),
     "store.compact_grace_s": ("30.5", 30.5),
+    "store.scrub_interval_s": ("3600.5", 3600.5),
     "ingest.unknown_fields": ("ignore", "ignore"),
     "ingest.negative_values": ("accept", "accept"),
     "ingest.settle_s": ("7", 7.0),

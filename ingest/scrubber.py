@@ -1,0 +1,89 @@
+"""The scrubber: the thread that reads everything again, to find rot before it is needed.
+
+Right after a start it reads the runs, as fast as it can; from then on runs and Parquet files, one pass in every
+`interval_s`, evenly.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from store.errors import CorruptionError
+from store.rot import Pace, condemned, prove
+from store.store import Store
+
+__all__ = ["Scrubber"]
+
+logger = logging.getLogger("oncelake.scrubber")
+
+_REST_S = 60.0
+"""Between two passes at least."""
+
+
+class Scrubber:
+    """Scrubs a store. `passes` counts the passes that are done, `problem` is what the last one could not read."""
+
+    def __init__(self, store: Store, interval_s: float) -> None:
+        self._store = store
+        self._interval_s = interval_s
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="scrubber", daemon=True)
+        self.problem: str | None = None
+        self.passes = 0
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread at once."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def check_runs(self, pace: Pace) -> None:
+        """Read all runs. A damaged one ends the service: the next start makes it anew."""
+        for row in self._store.run_rows:
+            error = condemned(self._store.disk, self._store.root, row, pace)
+            if error is not None:
+                self._fail(error)
+                return
+
+    def check_files(self, pace: Pace) -> None:
+        """Read all Parquet files. A damaged one is remembered, and shown in the health."""
+        for file in self._store.files:
+            if pace.is_over:
+                return
+            try:
+                prove(file, pace)
+            except FileNotFoundError:
+                continue  # compacted meanwhile
+
+    def run_once(self) -> None:
+        """One pass, at the pace that ends it with the interval."""
+        size = sum(row.bytes for row in self._store.run_rows) + sum(file.bytes for file in self._store.files)
+        pace = Pace(max(size / self._interval_s, 1.0), self._stopping)
+        self.check_runs(pace)
+        self.check_files(pace)
+        self.passes += 1
+
+    def _fail(self, error: CorruptionError) -> None:
+        logger.critical("%s", error)
+        self._store.failure = self._store.failure or error
+
+    def _run(self) -> None:
+        try:
+            self.check_runs(Pace(stopping=self._stopping))
+        except OSError as error:
+            self._tell(error)
+        while not self._stopping.wait(_REST_S):
+            try:
+                self.run_once()
+                self.problem = None
+            except OSError as error:
+                self._tell(error)
+
+    def _tell(self, error: OSError) -> None:
+        self.problem = f"the scrub cannot read: {error}"
+        logger.warning("%s", self.problem)
