@@ -28,6 +28,7 @@ from store.messages_sql import (
     load_rules,
     notification_lines,
 )
+from store.rot import sound
 from store.schema import STORED
 from store.snapshot import Snapshot
 
@@ -122,7 +123,9 @@ def _stored(
 ) -> Iterator[str]:
     """A statement that gives the records of these seqs, from files up to the flushed seq and from hot rows above."""
     upto = min(last, snapshot.flushed)
-    files = [str(file.path) for file in snapshot.files if file.min_seq <= upto and file.max_seq >= first]
+    wanted = [file for file in snapshot.files if file.min_seq <= upto and file.max_seq >= first]
+    sound(wanted)
+    files = [str(file.path) for file in wanted]
     hot = as_tables([table for table in snapshot.hot if table.num_rows], STORED)
     above = max(first - 1, snapshot.flushed)
     connection.register(f"{name}_hot", hot)

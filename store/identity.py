@@ -11,7 +11,7 @@ from store.errors import CorruptionError, StoreVersionError
 from store.files import Disk
 from store.schema import FORMAT_VERSION
 
-__all__ = ["IDENTITY_FILE", "Identity", "load_identity"]
+__all__ = ["IDENTITY_FILE", "Identity", "load_identity", "save_identity"]
 
 IDENTITY_FILE = "oncelake.json"
 
@@ -39,7 +39,7 @@ def load_identity(root: Path, disk: Disk | None = None) -> Identity | None:
                 "of the index), or choose another --data directory"
             ) from None
         made = Identity(FORMAT_VERSION, secrets.token_hex(16), secrets.token_hex(16))
-        disk.replace(path, msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
+        save_identity(disk, root, made)
         return made
     try:
         version = msgspec.json.decode(raw, type=dict)["format"]
@@ -50,3 +50,9 @@ def load_identity(root: Path, disk: Disk | None = None) -> Identity | None:
         return msgspec.json.decode(raw, type=Identity)
     except (msgspec.MsgspecError, KeyError, TypeError) as error:
         raise CorruptionError(f"{path} is damaged ({error}): restore it from a backup") from error
+
+
+def save_identity(disk: Disk, root: Path, identity: Identity) -> None:
+    """Put an identity in the place of the one before."""
+    data = msgspec.json.format(msgspec.json.encode(identity), indent=2)
+    disk.replace(root / IDENTITY_FILE, data + b"\n")

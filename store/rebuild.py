@@ -14,6 +14,7 @@ from store.journal import read_journal
 from store.kinds import KINDS
 from store.recovery import open_catalog, remove_orphans
 from store.remake import check_sums, remade
+from store.upgrade import upgraded
 
 __all__ = ["Rebuilt", "rebuild"]
 
@@ -39,6 +40,7 @@ def rebuild(root: Path, disk: Disk) -> Rebuilt:
     hasher = Hasher(bytes.fromhex(identity.seed), identity.hash_bits)
     lock = Lock(root / "lock")
     try:
+        upgraded(disk, root, identity)
         contents = read_journal(root / "internal" / "journal")
         if contents is None:
             raise CorruptionError(f"{root} has no journal: nothing tells which records are committed")

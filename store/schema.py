@@ -22,7 +22,7 @@ __all__ = [
     "UNIT_LIMIT",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of the data directory. An older one is upgraded at start, a newer one refused."""
 
 SCALE = 9

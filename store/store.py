@@ -36,6 +36,7 @@ from store.recovery import LOGS, open_catalog, quarantine_tails, recover_hot, st
 from store.rot import known_damage
 from store.runs import I64
 from store.snapshot import SealedFile, Snapshot
+from store.upgrade import upgraded
 from store.view import View
 
 __all__ = ["Commit", "Store", "StoreSettings"]
@@ -91,7 +92,7 @@ class Store:
         try:
             identity = load_identity(self.root, self.disk)
             assert identity is not None
-            self.identity: Identity = identity
+            self.identity: Identity = upgraded(self.disk, self.root, identity)
             self.hasher = Hasher(bytes.fromhex(identity.seed), identity.hash_bits)
             self._recover()
         except BaseException:

@@ -42,6 +42,9 @@ __all__ = ["Difference", "Report", "verify"]
 _RANGE_ROWS = 250_000
 """Records that are looked at together; about 500 bytes each in memory."""
 
+_WITHOUT_ROLLUPS = 1
+"""The format of a directory that was not started since there are any."""
+
 _TRIES = 5
 """Whole runs, where files go away under the reader: compactions are rare, and never follow each other closely."""
 
@@ -111,6 +114,7 @@ class _Run:
         self._root = root
         self._scratch = scratch
         self._hasher = hasher
+        self._has_rollups = json.loads((root / "oncelake.json").read_bytes())["format"] > _WITHOUT_ROLLUPS
         self._findings = findings
         self.connection.execute(f"SET temp_directory = '{str(scratch / 'spill').replace(chr(39), chr(39) * 2)}'")
         self.connection.execute("SET memory_limit = $1", [memory_limit])
@@ -142,7 +146,8 @@ class _Run:
         if survey.catalog is not None:
             self._derived.check_index([run for run in survey.runs if run.row.kind == "index"])
             self._derived.check_summaries([run for run in survey.runs if run.row.kind == "summaries"])
-            self._rollups.check([run for run in survey.runs if run.row.kind == "rollups"])
+            if self._has_rollups:
+                self._rollups.check([run for run in survey.runs if run.row.kind == "rollups"])
         self._derived.check_ids(self._parquet.record_ids)
         letters = [file for file in logs["rejected"] if file.path not in survey.gone]
         check_letters(self.connection, self._root, letters, self._findings)

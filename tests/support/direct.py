@@ -91,7 +91,7 @@ def open_store(root: Path, disk: Disk | None = None, segment_bytes: int = 2_000)
 def weaken(root: Path, bits: int) -> None:
     """Make a new data directory whose hashes have few bits, so that they collide."""
     root.mkdir()
-    identity = {"format": 1, "storeId": "00" * 16, "seed": "11" * 16, "hashBits": bits}
+    identity = {"format": 2, "storeId": "00" * 16, "seed": "11" * 16, "hashBits": bits}
     (root / "oncelake.json").write_text(json.dumps(identity))
 
 

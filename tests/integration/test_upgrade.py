@@ -1,0 +1,141 @@
+"""Upgrades: a data directory that an older oncelake wrote, opened by this one.
+
+`tests/data/format-1.tar.gz` was written by the code of the commit before rollups: five flushes, merged runs, records
+that only the log holds, dead letters, a finished file; beside it what it answered then.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from store import upgrade
+from store.backup import back_up
+from store.errors import StoreVersionError
+from store.files import Disk
+from store.identity import load_identity
+from store.queries import Filters
+from store.schema import FORMAT_VERSION
+from store.verify import verify
+from tests.support.lake import Lake
+
+SAMPLE = Path(__file__).parents[1] / "data" / "format-1.tar.gz"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The sample, unpacked."""
+    with tarfile.open(SAMPLE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "format-1"
+
+
+@pytest.fixture
+def told(root: Path) -> dict[str, Any]:
+    """What it answered then."""
+    found: dict[str, Any] = json.loads((root.parent / "format-1.json").read_bytes())
+    return found
+
+
+def assert_serves(root: Path, told: dict[str, Any]) -> None:
+    """Same answers, same outboxes; it goes on taking records, and is proven."""
+    lake = Lake(root, threshold="900", segment_bytes=6_000)
+    assert lake.store.identity.format == FORMAT_VERSION
+    assert lake.aggregate(Filters()) == told["aggregation"]
+    assert {feed: lake.lines(feed) for feed in ("notifications", "alerts")} == {
+        feed: told[feed] for feed in ("notifications", "alerts")
+    }
+    assert lake.receipt("done.ndjson")["accepted"] == 10
+    record = told["aggregation"]["groups"][0]["records"][0]
+    again = {name: value for name, value in record.items() if name != "seq"}
+    assert lake.answer(lake.post(json.dumps([again, {**again, "recordId": "new"}]).encode()))["duplicate"] == 1
+    lake.store.flush_once()
+    lake.close()
+    assert verify(root).ok
+
+
+def test_the_sample_is_old(root: Path) -> None:
+    """And is in order before it is upgraded, as far as its format goes."""
+    identity = load_identity(root)
+    assert identity is not None and identity.format == 1
+    assert verify(root).ok
+
+
+def test_a_directory_of_format_1_is_upgraded_and_serves(root: Path, told: dict[str, Any]) -> None:
+    """The small files stay aside as they were."""
+    before = (root / "oncelake.json").read_bytes()
+    assert_serves(root, told)
+    kept = root / f"{upgrade.KEPT}-{FORMAT_VERSION}"
+    assert (kept / "oncelake.json").read_bytes() == before
+    assert sorted(path.name for path in kept.iterdir())[-1] == "oncelake.json" and len(list(kept.iterdir())) == 3
+
+
+def test_a_backup_of_an_old_directory_is_upgraded_where_it_is_served(
+    root: Path, told: dict[str, Any], tmp_path: Path
+) -> None:
+    """It is copied in its own format."""
+    back_up(root, tmp_path / "copy", Disk())
+    identity = load_identity(tmp_path / "copy")
+    assert identity is not None and identity.format == 1
+    assert_serves(tmp_path / "copy", told)
+
+
+class Interrupted(Exception):
+    """The process ends here."""
+
+
+class Ending(Disk):
+    """Ends the process before the call of this number."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def _count(self) -> None:
+        self.calls -= 1
+        if self.calls < 0:
+            raise Interrupted
+
+    def rename(self, source: Path, target: Path) -> None:
+        self._count()
+        super().rename(source, target)
+
+    def write(self, path: Path, data: Any, *, sync: bool = True) -> None:
+        self._count()
+        super().write(path, data, sync=sync)
+
+    def sync_directory(self, path: Path) -> None:
+        self._count()
+        super().sync_directory(path)
+
+
+def test_an_upgrade_may_end_anywhere(root: Path, told: dict[str, Any]) -> None:
+    """The next start goes on with it."""
+    identity = load_identity(root)
+    assert identity is not None
+    before = (root / "oncelake.json").read_bytes()
+    for calls in range(100):
+        now = load_identity(root)
+        assert now is not None
+        try:
+            upgrade.upgraded(Ending(calls), root, now)
+        except Interrupted:
+            continue
+        break
+    assert 5 < calls < 99
+    assert (root / f"{upgrade.KEPT}-{FORMAT_VERSION}" / "oncelake.json").read_bytes() == before
+    assert_serves(root, told)
+
+
+def test_a_newer_format_is_refused_and_nothing_is_changed(root: Path) -> None:
+    """With what it knows, and what to do."""
+    path = root / "oncelake.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 3'))
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != "lock"}
+    with pytest.raises(StoreVersionError, match="knows formats up to 2"):
+        Lake(root)
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != "lock"} == before
