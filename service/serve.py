@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import resource
 import signal
 import socket
@@ -22,6 +23,7 @@ from service.config import Config
 from service.connections import ConnectionLimits, protocol
 from service.logs import configure_logging
 from service.runtime import Lake, Reader
+from service.shutdown import Draining, end_within
 from store.engine import Engine
 
 __all__ = ["serve"]
@@ -35,8 +37,9 @@ _OPEN_FILES = 65_536
 class _Server(uvicorn.Server):
     """uvicorn, with signals of our own: the first one ends it in order, a second one at once."""
 
-    def __init__(self, config: uvicorn.Config, address_line: str, news: News) -> None:
+    def __init__(self, config: uvicorn.Config, draining: Draining, address_line: str, news: News) -> None:
         super().__init__(config)
+        self._draining = draining
         self._news = news
         self._address_line = address_line
 
@@ -46,6 +49,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._news.end()  # readers of feeds would wait for lines that do not come
+        await self._draining.drain()
         await super().shutdown(sockets)
 
     @contextlib.contextmanager
@@ -72,24 +76,27 @@ def serve(config: Config) -> int:
         _api_settings(config),
         Tokens(config.tokens),
     )
+    draining = Draining(app, config.api.shutdown_s)
     server = _Server(
         uvicorn.Config(
-            app,
+            draining,
             loop="uvloop",
             http=protocol(_connection_limits(config)),
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
-            timeout_graceful_shutdown=int(config.api.shutdown_s),
+            timeout_graceful_shutdown=1,  # connections that are left once requests have had their time
         ),
+        draining,
         f"oncelake serves {lake.store.root} at http://{_address(listener)}",
         lake.news,
     )
     _say_who_may(config)
     lake.start()
-    _stop_on_signals(server)
-    threading.Thread(target=_stop_on_failure, args=(server, lake), daemon=True).start()
+    _stop_on_signals(server, lake, config.api.shutdown_s)
+    watch = (server, lake, config.api.shutdown_s)
+    threading.Thread(target=_stop_on_failure, args=watch, daemon=True).start()
     try:
         with asyncio.Runner(loop_factory=_loop) as runner:
             runner.run(server.serve(sockets=[listener]))
@@ -160,18 +167,20 @@ def _say_who_may(config: Config) -> None:
         logger.info("no tokens are configured: only this machine is served (`oncelake token` makes one)")
 
 
-def _stop_on_signals(server: uvicorn.Server) -> None:
+def _stop_on_signals(server: uvicorn.Server, lake: Lake, shutdown_s: float) -> None:
     def stop(number: int, frame: object) -> None:
-        if server.should_exit:
-            server.force_exit = True
+        if server.should_exit:  # as safe as a kill
+            os._exit(1 if lake.store.failure else 0)
         server.should_exit = True
+        end_within(shutdown_s, lambda: 1 if lake.store.failure else 0)
 
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, stop)
 
 
-def _stop_on_failure(server: uvicorn.Server, lake: Lake) -> None:
+def _stop_on_failure(server: uvicorn.Server, lake: Lake, shutdown_s: float) -> None:
     """A store that failed is started again by whoever runs the service: its state is known only then."""
     while lake.store.failure is None:
         threading.Event().wait(_WATCH_S)
     server.should_exit = True
+    end_within(shutdown_s, lambda: 1)

@@ -71,7 +71,12 @@ class Service:
         """SIGTERM, and its exit code."""
         assert self._process is not None
         self._process.send_signal(signal.SIGTERM)
-        code = self._process.wait(_START_S)
+        return self.wait(_START_S)
+
+    def wait(self, timeout_s: float) -> int:
+        """Until it has ended; its exit code."""
+        assert self._process is not None
+        code = self._process.wait(timeout_s)
         self._close()
         return code
 
