@@ -17,6 +17,9 @@ import uvicorn
 
 from api.app import create_app
 from api.ports import ApiSettings
+from outbox.feed import Feed, Source
+from outbox.news import News
+from outbox.remake import Origin
 from store.engine import Engine
 from store.outcomes import Answer, Reply
 from store.snapshot import Snapshot
@@ -75,6 +78,15 @@ class FakeReader:
     components: dict[str, dict[str, object]] = field(default_factory=lambda: {"store": {"status": "ok", "seq": 1}})
     on_snapshot: Callable[[], None] = lambda: None
     open_snapshots: int = 0
+    news: News = field(default_factory=News)
+
+    def feed(self, name: str) -> Feed:
+        """A feed of a lake in which nothing was committed."""
+
+        def origin() -> contextlib.AbstractContextManager[Origin]:
+            return contextlib.nullcontext(Origin(self.current, ()))
+
+        return Feed(name, Source(Path(), lambda: 0, lambda: 1, origin, Path()))
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
