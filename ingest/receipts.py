@@ -74,6 +74,10 @@ def finish(
                 except FileExistsError:
                     continue
                 break
+    elif not os.path.lexists(target):  # a power cut kept the name of the receipt, and not that of the file
+        if not _is_same(source, state, seen):
+            raise FileNotFoundError(source)
+        disk.move_new(source, target)
     elif os.path.lexists(source) and source.samefile(target):
         disk.remove(source)  # a crash between the link and the unlink of the move
     assert target is not None
