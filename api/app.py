@@ -14,6 +14,7 @@ from api.parameters import Parameters
 from api.ports import ApiSettings, Intake, Reader
 from api.problems import on_error
 from api.records import Records
+from api.rejected import Rejected
 from api.request_ids import tell_request_id
 from api.schema import schema_handlers
 from api.tokens import Tokens
@@ -38,9 +39,19 @@ def create_app(intake: Intake, reader: Reader, settings: ApiSettings, tokens: To
         content = {"status": "ok" if is_ok else "failing", "components": components}
         return Response(msgspec.json.encode(content), status_code=200 if is_ok else 503, media_type="application/json")
 
+    @get("/metrics")
+    async def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
+        """What Prometheus reads."""
+        Parameters(request.scope["query_string"], ())
+        content, media_type = reader.metrics()
+        return Response(content, media_type=media_type)
+
+    records = Records(intake, reader, settings)
     return Litestar(
         [
-            *Records(intake, reader, settings).handlers(),
+            *records.handlers(),
+            *Rejected(reader, records).handlers(),
+            metrics,
             *Feeds(reader, settings).handlers(),
             health,
             *schema_handlers(),

@@ -159,6 +159,25 @@ SCHEMAS: dict[str, Schema] = {
             "nextCursor": None,
         },
     ),
+    "Rejected": _object(
+        {"items": _list(_ref("DeadLetter")), "nextCursor": {"type": ["string", "null"]}},
+    ),
+    "DeadLetter": _object(
+        {
+            "id": {"type": "string"},
+            "status": {"enum": ["conflict", "rejected", "resolved"]},
+            "recordId": {"type": ["string", "null"]},
+            "seq": {**_or_null(_SEQ), "description": "of the stored record"},
+            "errors": _or_null(_list(_ref("FieldError"))),
+            "fields": _or_null(_list({"type": "string"})),
+            "record": {"type": ["string", "null"], "description": "as it was received"},
+            "encoding": {"enum": ["utf-8", "base64"]},
+            "truncated": {"type": "boolean"},
+            "source": {"type": "object", "description": "request or file, line, index; letter that was sent again"},
+            "time": _TIME,
+            "resolvedBy": {"type": ["object", "null"], "description": "the record that took its place"},
+        }
+    ),
     "Health": _object(
         {
             "status": {"enum": ["ok", "failing"]},

@@ -11,6 +11,7 @@ import pyarrow as pa
 from outbox.feed import Feed
 from outbox.news import News
 from store.engine import Engine
+from store.letters import Letters
 from store.outcomes import Reply
 from store.promise import Promise
 from store.snapshot import Snapshot
@@ -31,10 +32,12 @@ class Intake(Protocol):
         dry_run: bool,
         request_id: str,
         sources: frozenset[str] | None = None,
+        letter: str | None = None,
     ) -> Promise[Reply]:
         """Decode a body in this thread and queue it; raises what is wrong with it (`store.errors`).
 
-        Records of other sources than `sources` (None is all) are rejected.
+        Records of other sources than `sources` (None is all) are rejected. `letter` is the id of the dead letter whose
+        record this is: one JSON object then.
         """
 
 
@@ -43,6 +46,7 @@ class Reader(Protocol):
 
     engine: Engine
     news: News
+    letters: Letters
 
     def feed(self, name: str) -> Feed:
         """The feed of this name."""
@@ -52,6 +56,9 @@ class Reader(Protocol):
 
     def find(self, record_id: str) -> pa.Table | None:
         """The stored record with this id (one row, schema `STORED`), or None."""
+
+    def metrics(self) -> tuple[bytes, str]:
+        """What Prometheus reads, and its media type."""
 
     def health(self) -> dict[str, dict[str, object]]:
         """The state of each component."""

@@ -99,7 +99,15 @@ class Records:
     async def post(self, request: Req) -> Response[bytes]:
         """Take a body, and answer once its commit is durable."""
         parameters = Parameters(request.scope["query_string"], ("atomic", "dryRun"))
-        atomic, dry_run = parameters.flag("atomic"), parameters.flag("dryRun")
+        return await self._taken(request, atomic=parameters.flag("atomic"), dry_run=parameters.flag("dryRun"))
+
+    async def resubmit(self, request: Req, letter: str) -> Response[bytes]:
+        """Take the corrected record of a dead letter."""
+        return await self._taken(request, letter=letter)
+
+    async def _taken(
+        self, request: Req, *, atomic: bool = False, dry_run: bool = False, letter: str | None = None
+    ) -> Response[bytes]:
         headers = request.headers
         media_type = headers.get("content-type")
         if media_type is None:
@@ -117,6 +125,7 @@ class Records:
             dry_run=dry_run,
             request_id=request_id(request.scope),
             sources=grant.sources if grant else None,
+            letter=letter,
         )
         if len(body) <= self._settings.inline_bytes:
             future = submit()

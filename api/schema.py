@@ -200,6 +200,61 @@ _ROUTES: dict[str, Any] = {
         },
         "/feeds/notifications": {"get": _feed("notifications")},
         "/feeds/alerts": {"get": _feed("alerts")},
+        "/rejected": {
+            "get": {
+                "summary": "Dead letters, newest first",
+                "description": "Those that were sent again with success are listed with `status=resolved` only; the "
+                "letter that they were has `resolvedBy`.",
+                "parameters": [
+                    _parameter("sourceId", {"type": "string"}, "of the record, where it is JSON"),
+                    _parameter("status", {"enum": ["conflict", "rejected", "resolved"]}, "conflict or rejected"),
+                    _parameter("file", {"type": "string"}, "that it came in"),
+                    _parameter("limit", {"type": "integer", "minimum": 1, "maximum": 1000}, "on a page, default 100"),
+                    _parameter("cursor", {"type": "string"}, "`nextCursor` of the page before"),
+                ],
+                "responses": {"200": _ok("a page", "Rejected"), **_problems(_BAD_PARAMETER)},
+            }
+        },
+        "/rejected/{id}/resubmit": {
+            "post": {
+                "summary": "The corrected record of a dead letter",
+                "description": "Answered as a single record at `POST /records`; what became of the letter is kept.",
+                "parameters": [_parameter("id", {"type": "string"}, "of the dead letter", where="path")],
+                "requestBody": {
+                    "required": True,
+                    "content": {
+                        "application/json": {
+                            "schema": {"$ref": "#/components/schemas/Record"},
+                            "example": RECORD_EXAMPLE,
+                        }
+                    },
+                },
+                "responses": {
+                    "201": _ok("accepted", "SingleAnswer"),
+                    "200": _ok("a duplicate", "SingleAnswer"),
+                    **_problems(
+                        (400, "a parameter (`invalid_parameter`), or no JSON object (`undecodable`, `too_deep`)"),
+                        (404, "there is no such letter (`not_found`)"),
+                        (408, "the body did not arrive in time (`body_timeout`)"),
+                        (409, "in conflict with the stored one (`conflict`)"),
+                        (413, "a limit (`too_large`, `too_large_decompressed`, `too_large_ratio`, `too_many_records`)"),
+                        (415, "unknown format or encoding (`unsupported_format`)"),
+                        (422, "`invalid_record`"),
+                        (429, "too much waits (`queue_full`): try again after the time in Retry-After"),
+                        (507, "the disk is full (`disk_full`); nothing was stored"),
+                    ),
+                },
+            }
+        },
+        "/metrics": {
+            "get": {
+                "summary": "What Prometheus reads",
+                "responses": {
+                    "200": {"description": "the text format of Prometheus", "content": {"text/plain": {"schema": {}}}},
+                    **_problems(_BAD_PARAMETER),
+                },
+            }
+        },
         "/health": {
             "get": {
                 "summary": "The state of each component",

@@ -67,10 +67,14 @@ class Chunk:
 
 
 class Source(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a batch came from, as dead letters name it: a request (its id) or a file (its path in the inbox)."""
+    """Where a batch came from, as dead letters name it: a request (its id) or a file (its path in the inbox).
+
+    `letter` is the id of the dead letter whose record is sent again.
+    """
 
     request: str | None = None
     file: str | None = None
+    letter: str | None = None
 
 
 @dataclass(frozen=True)

@@ -62,12 +62,14 @@ class Committer:
         *,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         on_commit: Callable[[], None] = lambda: None,
+        observe: Callable[[float, list[tuple[bool, Answer]]], None] = lambda seconds, answers: None,
     ) -> None:
         self._store = store
         self._rules = rules
         self._settings = settings or CommitterSettings()
         self._now_us = now_us
         self._on_commit = on_commit
+        self._observe = observe
         self._queue = Queue(self._settings, self._takes_files, lambda: store.failure is not None)
         self._closed: dict[str, None] = {}
         self._stopping = False
@@ -212,6 +214,7 @@ class Committer:
         jobs = self._following(jobs)
         parts = [Part(job.batch, _next_pieces(job, settings.commit_rows)) for job in jobs]
         first_seq = store.seq + 1
+        began = time.perf_counter()
         try:
             what = decided(parts, store.hasher, store, first_seq)
             plan = planned(
@@ -250,6 +253,8 @@ class Committer:
                 again.append(job)
             else:
                 job.future.set_result(Result(job.answer, result.duplicate_seq))
+        answers = [(job.bulk, result.answer) for job, result in zip(jobs, plan.results, strict=True)]
+        self._observe(time.perf_counter() - began, answers)
         store.settle()  # after the answers: nobody waits for it
         if again:
             self._queue.put_back(again)

@@ -32,6 +32,8 @@ class Flusher:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="flusher", daemon=True)
         self.problem: str | None = None
+        self.done = (0, 0, 0.0)
+        """Flushes since the start, their records and seconds."""
 
     def start(self) -> None:
         """Start the thread."""
@@ -61,7 +63,11 @@ class Flusher:
 
     def run_once(self) -> int:
         """One flush and the merges that it makes due. Returns the number of records flushed."""
+        began = time.monotonic()
         rows = self._store.flush_once()
+        if rows:
+            flushes, records, seconds = self.done
+            self.done = (flushes + 1, records + rows, seconds + time.monotonic() - began)
         self.problem = None
         while not self._stopping and self._store.merge_once():
             pass

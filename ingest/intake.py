@@ -17,7 +17,7 @@ from ingest.decode import Limits, decode_body, decode_single, decompressed
 from ingest.formats import Compression, Format, by_encoding, by_media_type
 from ingest.plan import Result
 from ingest.record import Rules
-from store.errors import InvalidSchemaError, OncelakeError
+from store.errors import InvalidSchemaError, OncelakeError, UndecodableError
 from store.journal import Position
 from store.outcomes import Answer, FieldError, Reply
 from store.promise import Promise
@@ -47,19 +47,23 @@ class Intake:
         dry_run: bool,
         request_id: str,
         sources: frozenset[str] | None = None,
+        letter: str | None = None,
     ) -> Promise[Reply]:
         """Decode a body and queue it. Raises what is wrong with it, or that the queue is full; see `store.errors`.
 
-        Records of other sources than `sources` (None is all) are rejected.
+        Records of other sources than `sources` (None is all) are rejected. What becomes of the dead letter `letter`,
+        whose record this is, is committed with it.
         """
         rules = self._rules if sources is None else dataclasses.replace(self._rules, sources=sources)
         fmt, compression = by_media_type(media_type), by_encoding(encoding)
-        source = Source(request=request_id)
+        source = Source(request=request_id, letter=letter)
         body = decompressed(body, compression, self._limits)
         if fmt is Format.JSON:
             record = decode_single(body, rules)
             if record is not None:
                 return self._single(record, body, source, atomic=atomic, dry_run=dry_run)
+        if letter is not None:
+            raise UndecodableError("the record of a dead letter is sent again as one JSON object (application/json)")
         try:
             chunks = decode_body(body, fmt, Compression.NONE, rules, self._limits)
         except InvalidSchemaError as error:

@@ -26,11 +26,12 @@ class _Source(msgspec.Struct, frozen=True):
     file: str | None
     line: int | None
     index: int | None
+    letter: str | None
 
 
 class _Letter(msgspec.Struct, frozen=True, rename="camel"):
     id: str
-    status: Literal["conflict", "rejected"]
+    status: Literal["conflict", "rejected", "resolved"]
     record_id: str | None
     seq: int | None
     errors: tuple[FieldError, ...] | None
@@ -63,9 +64,13 @@ class Letters:
         """A record whose recordId is stored with other values; `seq` is that of the stored one."""
         self._add("conflict", source, index, located, record_id, seq=seq, fields=fields)
 
+    def resolved(self, source: Source, original: bytes, record_id: str, seq: int) -> None:
+        """The record of a dead letter was sent again, and is stored as `seq`: committed together with it."""
+        self._add("resolved", source, 0, Located(None, original), record_id, seq=seq)
+
     def _add(
         self,
-        status: Literal["conflict", "rejected"],
+        status: Literal["conflict", "rejected", "resolved"],
         source: Source,
         index: int | None,
         located: Located,
@@ -93,7 +98,7 @@ class Letters:
             record=text,
             encoding=encoding,
             truncated=truncated,
-            source=_Source(source.request, source.file, located.line, index),
+            source=_Source(source.request, source.file, located.line, index, source.letter),
             time=self._time,
         )
         self._lines.append(self._encode(letter) + b"\n")

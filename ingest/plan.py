@@ -177,6 +177,9 @@ def result_of(part: Part, what: Decided, index: int, letters: Letters | None = N
     """The answer to a part from the outcomes of its rows, its dead letters written beside it."""
     begin, end = what.bounds[index], what.bounds[index + 1]
     if part.batch.record is not None and what.outcomes.status[begin] != CONFLICT:
+        batch = part.batch
+        if batch.source.letter is not None and letters is not None:
+            letters.resolved(batch.source, batch.original, part.batch.record.record_id, int(what.outcomes.seq[begin]))
         return _single(int(what.outcomes.status[begin]), int(what.outcomes.seq[begin]))
     status, seqs = what.outcomes.status[begin:end], what.outcomes.seq[begin:end]
     counts = np.bincount(status, minlength=3)

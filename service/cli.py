@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     replay.add_argument("--output", type=Path, help="a file (default: standard output)")
 
     rejected = _command(commands, "rejected", _rejected, "list dead letters, newest first")
-    rejected.add_argument("--status", choices=["conflict", "rejected"])
+    rejected.add_argument("--status", choices=["conflict", "rejected", "resolved"])
     rejected.add_argument("--source-id", help="of the record")
     rejected.add_argument("--file", help="the file that it came in")
     rejected.add_argument("--limit", type=_count, default=100)
@@ -74,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
     forward.add_argument(
         "--retry", action="store_true", help="send dead letters again, enable sinks that said 410, then end"
     )
+
+    shown = _command(commands, "status", _status, "show what the data directory holds and whether a service has it")
+    shown.add_argument("--json", action="store_true", help="as JSON")
 
     _command(commands, "check-config", _check_config, "check the configuration and show what is in force")
     return top
@@ -217,6 +220,13 @@ def _forward(options: argparse.Namespace) -> int:
     from service.forwarding import forward
 
     return forward(config, once=options.once, retry=options.retry, names=options.names)
+
+
+def _status(options: argparse.Namespace) -> int:
+    config = _config(options)
+    from service.status import status
+
+    return status(config, options)
 
 
 def _check_config(options: argparse.Namespace) -> int:

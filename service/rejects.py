@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterator
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,12 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from outbox.feed import state_beside
 from service.config import Config
 from store.errors import OncelakeError
 from store.identity import load_identity
+from store.letters import Letters, Wanted
+from store.recovery import committed
 
 __all__ = ["rejected"]
 
@@ -24,18 +26,15 @@ def rejected(config: Config, options: argparse.Namespace) -> int:
     root = Path(config.store.data_dir)
     if load_identity(root) is None:
         raise OncelakeError(f"{root} is no data directory of oncelake")
-    found: list[tuple[bytes, dict[str, Any]]] = []
-    for raw, letter in _newest_first(root / "rejected"):
-        if len(found) == options.limit:
-            break
-        if _matches(letter, options):
-            found.append((raw, letter))
+    letters = Letters(root, lambda: committed(state_beside(root), "rejected"))
+    wanted = Wanted(options.status, options.source_id, options.file)
+    found = list(itertools.islice(letters.newest_first(wanted), options.limit))
     if options.json:
-        for raw, _ in found:
-            sys.stdout.buffer.write(raw + b"\n")
+        for letter in found:
+            print(msgspec.json.encode(letter).decode())
         return 0
     table = Table("time", "id", "status", "recordId", "why", "from")
-    for _, letter in found:
+    for letter in found:
         table.add_row(
             letter["time"], letter["id"], letter["status"], letter["recordId"] or "", _why(letter), _from(letter)
         )
@@ -43,30 +42,9 @@ def rejected(config: Config, options: argparse.Namespace) -> int:
     return 0
 
 
-def _newest_first(directory: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    for path in sorted(directory.glob("*.jsonl"), reverse=True):
-        for raw in reversed(path.read_bytes().splitlines()):
-            try:
-                yield raw, msgspec.json.decode(raw, type=dict[str, Any])
-            except msgspec.DecodeError:
-                continue  # the end of a commit that is being written
-
-
-def _matches(letter: dict[str, Any], options: argparse.Namespace) -> bool:
-    if options.status and letter["status"] != options.status:
-        return False
-    if options.file and (letter["source"] or {}).get("file") != options.file:
-        return False
-    if options.source_id:
-        try:
-            record = msgspec.json.decode(letter["record"] or "", type=dict[str, Any])
-        except msgspec.DecodeError:
-            return False
-        return bool(record.get("sourceId") == options.source_id)
-    return True
-
-
 def _why(letter: dict[str, Any]) -> str:
+    if letter["status"] == "resolved":
+        return f"{letter['source']['letter']} was sent again and is stored as seq {letter['seq']}"
     if letter["status"] == "conflict":
         return f"differs from seq {letter['seq']} in {', '.join(letter['fields'])}"
     return "; ".join(error["message"] for error in letter["errors"] or ())

@@ -19,13 +19,17 @@ from ingest.record import Rules as RecordRules
 from ingest.scrubber import Scrubber
 from outbox.feed import Feed, Source
 from outbox.forwarder.forwarder import Forwarder
+from outbox.forwarder.status import SinkStatus
 from outbox.news import News
 from outbox.remake import Origin
 from service.config import Config
-from store.compaction import CompactionSettings
+from service.metrics import Metrics
+from store.compaction import CompactionCounters, CompactionSettings
 from store.engine import Engine
 from store.journal import Rules as AlertRules
+from store.letters import Letters
 from store.log import FEEDS
+from store.recovery import committed
 from store.snapshot import Snapshot
 from store.store import Store, StoreSettings
 
@@ -44,6 +48,8 @@ class Reader:
         self._lake = lake
         self.engine = engine
         self.news = lake.news
+        self.letters = lake.letters
+        self.metrics = lake.metrics.text
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
@@ -75,7 +81,9 @@ class Lake:
             root, fsync=store.fsync, segment_bytes=config.outbox.segment_bytes, compaction=compaction
         )
         self.store = Store(settings)
+        self.metrics = Metrics(self)
         self.news = News()
+        self.letters = Letters(root, lambda: committed(self.store.state, "rejected"))
         self.feeds = {name: self.feed(name) for name in FEEDS}
         self.flusher = Flusher(self.store, store.flush_interval_s, store.flush_rows, store.flush_bytes)
         self.scrubber = Scrubber(self.store, store.scrub_interval_s)
@@ -94,6 +102,7 @@ class Lake:
                 hot_bytes_hard=3 * store.flush_bytes,
             ),
             on_commit=self._committed,
+            observe=self.metrics.committed,
         )
         rules = RecordRules(ingest.unknown_fields, ingest.negative_values, max_depth=ingest.max_json_depth)
         self.intake = Intake(
@@ -168,6 +177,35 @@ class Lake:
         if self.store.failure is None:
             self.flusher.stop()
         self.store.close()
+
+    def gauges(self) -> dict[str, tuple[str, float]]:
+        """Figures for Prometheus (`service.metrics.State`)."""
+        store = self.store
+        return {
+            "seq": ("The newest committed seq.", store.seq),
+            "flushed_seq": ("The newest seq that is in the Parquet.", store.flushed),
+            "hot_records": ("Committed records that are not in the Parquet yet.", store.hot_rows),
+            "hot_bytes": ("What they take in memory.", store.hot_bytes),
+            "queue_batches": ("Batches that wait to be committed.", self.committer.waiting),
+            "inbox_files": ("Files that wait in the inbox.", self.inbox.waiting),
+            "parquet_files": ("Parquet files.", len(store.snapshot().files)),
+        }
+
+    def runs(self) -> dict[str, int]:
+        """Runs on disk by kind."""
+        return self.store.runs
+
+    def sinks(self) -> list[SinkStatus]:
+        """The sinks of the forwarder."""
+        return self.forwarder.statuses()
+
+    def compactions(self) -> CompactionCounters:
+        """What was compacted since the start."""
+        return self.store.compaction.counters
+
+    def flushes(self) -> tuple[int, int, float]:
+        """Flushes since the start, their records and seconds."""
+        return self.flusher.done
 
     def health(self) -> dict[str, dict[str, object]]:
         """The state of each component."""

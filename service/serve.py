@@ -68,7 +68,12 @@ def serve(config: Config) -> int:
     lake.store.disk.make_directory(temp)
     store = config.store
     engine = Engine(
-        lake.store.root, temp, memory=store.query_memory, threads=store.query_threads, time_s=store.query_timeout_s
+        lake.store.root,
+        temp,
+        memory=store.query_memory,
+        threads=store.query_threads,
+        time_s=store.query_timeout_s,
+        observe=lake.metrics.asked,
     )
     app = create_app(
         lake.intake,

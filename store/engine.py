@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,11 @@ class Engine:
         threads: int = 2,
         also: Path | None = None,
         time_s: float | None = None,
+        observe: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._temp = temp
         self._time_s = time_s
+        self._observe = observe
         self._memory = memory
         readable = [root.resolve(), *([also] if also else [])]
         self._large = _Lane(readable, temp, memory, threads)
@@ -115,6 +118,7 @@ class Engine:
         lane = self._small if rows <= _SMALL_ROWS else self._large
         with contextlib.ExitStack() as stack:
             late = threading.Event()
+            began = time.monotonic()
             try:
                 with lane.running(sql, parameters, tables, stop or Stop(), self._time_s, late) as batches:
                     answer = stack.enter_context(spooled(_watched(batches, watch) if watch else batches, self._temp))
@@ -125,6 +129,7 @@ class Engine:
                         "ask for a shorter time or fewer destinations, or raise that key"
                     ) from error
                 raise self._explained(error) from error
+            self._observe(time.monotonic() - began)
             yield answer
 
     def _explained(self, error: Exception) -> Exception:

@@ -22,7 +22,7 @@ from store.recovery import committed, state_of
 from store.rollups import Rollup, map_rollup
 from store.snapshot import SealedFile, Snapshot
 
-__all__ = ["read_snapshot"]
+__all__ = ["catalog_beside", "read_snapshot"]
 
 _TRIES = 20
 
@@ -58,6 +58,20 @@ def _snapshot(root: Path, holding: Holding) -> Snapshot:
     if sum(table.num_rows for table in hot) != state.seq - flushed:
         raise CorruptionError(f"{root}: the notification log does not hold seqs {flushed + 1} to {state.seq}")
     return Snapshot(state.seq, flushed, files, hot, rollups)
+
+
+def catalog_beside(root: Path) -> tuple[int, list[FileRow]]:
+    """The newest flushed seq and the Parquet files, as the catalog says."""
+    for attempt in range(_TRIES):
+        try:
+            flushed, files, _ = _catalog(root)
+        except (FileNotFoundError, sqlite3.OperationalError):
+            if attempt == _TRIES - 1:
+                raise
+            time.sleep(0.05)
+        else:
+            return flushed, files
+    raise AssertionError
 
 
 def _catalog(root: Path) -> tuple[int, list[FileRow], tuple[Rollup, ...]]:

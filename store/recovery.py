@@ -110,11 +110,11 @@ def state_of(contents: JournalContents) -> JournalState:
     return state
 
 
-def committed(state: JournalState) -> list[tuple[str, int]]:
-    """The notification segments in order: path relative to the data directory, committed length."""
-    log = "outbox/notifications"
+def committed(state: JournalState, log: str = "outbox/notifications") -> list[tuple[str, int]]:
+    """The segments of a log in order: path relative to the data directory, committed length."""
     segments = [(segment.path, segment.bytes) for segment in state.segments[log]]
-    return segments + ([(state.ends[log].path, state.ends[log].end)] if log in state.ends else [])
+    end = state.ends.get(log)
+    return segments if end is None else [*segments, (end.path, end.end)]
 
 
 def quarantine_tails(disk: Disk, root: Path, state: JournalState, journal_tail: bytes) -> None:

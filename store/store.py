@@ -168,6 +168,12 @@ class Store:
         return self._view.flushed
 
     @property
+    def runs(self) -> dict[str, int]:
+        """Runs on disk by kind."""
+        view = self._view
+        return {kind: len(getattr(view, kind)) for kind in KINDS}
+
+    @property
     def hot_rows(self) -> int:
         """Committed records that are not in the Parquet yet."""
         view = self._view

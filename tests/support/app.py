@@ -48,6 +48,7 @@ class FakeIntake:
         dry_run: bool,
         request_id: str,
         sources: frozenset[str] | None = None,
+        letter: str | None = None,
     ) -> Future[Reply]:
         self.calls.append(
             {
@@ -103,6 +104,9 @@ class FakeReader:
             if record_id in ids:
                 return table.slice(ids.index(record_id), 1)
         return None
+
+    def metrics(self) -> tuple[bytes, str]:
+        return b"", "text/plain"
 
     def health(self) -> dict[str, dict[str, object]]:
         return self.components

@@ -17,6 +17,7 @@ from service import cli
 from service.cli import main, parser
 from service.config import Config
 from service.exits import DONE, PROBLEM, USAGE
+from tests.support.direct import Direct, open_store, record_of
 from tests.support.forms import rows_in, rows_of_json
 from tests.support.lake import Lake
 
@@ -330,3 +331,26 @@ def test_ingest_takes_files_and_says_what_became_of_them(tmp_path: Path) -> None
     assert failed["code"] and failed["message"] and failed["accepted"] == 0
     code, (again,) = ingest(good)
     assert (code, again["duplicate"], again["accepted"]) == (DONE, 3, 0)
+
+
+def test_status_shows_what_there_is_and_who_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside a process that holds the store, and after it."""
+    root = tmp_path / "data"
+    store = open_store(root)
+    committer = Direct(store)
+    committer.take([record_of(number) for number in range(3)])
+    store.flush_once()
+    committer.take([record_of(3)])
+    (root / "inbox").mkdir()
+    (root / "inbox" / "a.csv").write_text("x")
+    assert main(["status", "--data", str(root), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["seq"], found["flushedSeq"], found["inbox"]) == (4, 3, 1)
+    assert found["parquet"]["files"] >= 1
+    assert found["service"] == f"runs (pid {os.getpid()})"
+    committer.stop()
+    store.close()
+    assert main(["status", "--data", str(root)]) == 0
+    shown = capsys.readouterr().out
+    assert "does not run" in shown
+    assert main(["status", "--data", str(tmp_path / "none")]) == 1
