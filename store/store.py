@@ -17,7 +17,6 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from store import index, summaries
 from store.catalog import Catalog, FileRow, Intent, RunRow
 from store.compaction import Compaction, CompactionSettings
 from store.errors import CorruptionError, DiskFullError, OncelakeError, StoppingError
@@ -176,14 +175,12 @@ class Store:
     @property
     def hot_rows(self) -> int:
         """Committed records that are not in the Parquet yet."""
-        view = self._view
-        return view.frozen.rows + view.active.rows
+        return self._view.hot_rows
 
     @property
     def hot_bytes(self) -> int:
         """What they take in memory."""
-        view = self._view
-        return view.frozen.bytes + view.active.bytes
+        return self._view.hot_bytes
 
     def snapshot(self) -> Snapshot:
         """What a read sees, in one step."""
@@ -205,13 +202,11 @@ class Store:
 
     def find_ids(self, hi: U64, lo: U64) -> Hits:
         """Index rows that share a hash with one of these; `hi` must ascend."""
-        view = self.settle()
-        return index.find((*view.active.index, *view.frozen.index, *view.index), hi, lo)
+        return self.settle().find_ids(hi, lo)
 
     def find_summaries(self, hi: U64, lo: U64) -> tuple[I64, pa.RecordBatch]:
         """What is known of keys by unit, as (position in the question, row of `SUMMARY_SCHEMA`); `hi` must ascend."""
-        view = self.settle()
-        return summaries.find((*view.active.summaries, *view.frozen.summaries, *view.summaries), hi, lo)
+        return self.settle().find_summaries(hi, lo)
 
     def rows_at(self, days: I64, seqs: I64) -> pa.Table:
         """The stored rows with these seqs; see `store.lookup`."""
@@ -221,7 +216,7 @@ class Store:
         """The stored record with this recordId (one row, schema `STORED`), or None."""
         hi, lo = self.hasher.identify(pa.array([record_id], pa.string()))
         view = self.settle()
-        hits = index.find((*view.active.index, *view.frozen.index, *view.index), hi, lo)
+        hits = view.find_ids(hi, lo)
         if not len(hits.seq):
             return None
         rows = rows_at(view.snapshot(), hits.day, hits.seq)
