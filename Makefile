@@ -37,7 +37,7 @@ run: setup ## the service (make run ARGS="--port 9000")
 	$(BIN)/oncelake serve $(ARGS)
 
 test: setup servers ## all tests (make test ARGS="-k inbox")
-	$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 demo: setup ## sample records through the real service, and what comes out
 	$(BIN)/python -m service.demo

@@ -157,7 +157,7 @@ class Queue:
 
     def _next_files(self) -> list[Job]:
         is_short = time.monotonic() - self._requested < _REQUESTS_GO_ON_S
-        limit = _SHORT_ROWS if is_short else self._bounds.commit_rows
+        limit = min(_SHORT_ROWS, self._bounds.commit_rows) if is_short else self._bounds.commit_rows
         jobs: list[Job] = []
         rows = 0
         while self._are_files_ready() and rows < limit and (not rows or rows + self._files[0].rows <= limit):

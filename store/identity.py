@@ -6,6 +6,7 @@ import secrets
 from pathlib import Path
 
 import msgspec
+import xxhash
 
 from store.errors import CorruptionError, StoreVersionError
 from store.files import Disk
@@ -14,15 +15,25 @@ from store.schema import FORMAT_VERSION
 __all__ = ["IDENTITY_FILE", "Identity", "load_identity", "save_identity"]
 
 IDENTITY_FILE = "oncelake.json"
+_WITHOUT_SUM = 1
+"""The newest format without a sum."""
 
 
 class Identity(msgspec.Struct, frozen=True, rename="camel"):
-    """The contents of `oncelake.json`. `hash_bits` below 64 weakens the hashes on purpose (tests of collisions)."""
+    """The contents of `oncelake.json`. `hash_bits` below 64 weakens the hashes on purpose (tests of collisions).
+
+    `sum` is xxh3-64 (hex) of the others, from format 2 on: with another seed every stored recordId would look new.
+    """
 
     format: int
     store_id: str
     seed: str
     hash_bits: int = 64
+    sum: str = ""
+
+    def right_sum(self) -> str:
+        """What `sum` must be."""
+        return xxhash.xxh3_64_hexdigest(f"{self.format} {self.store_id} {self.seed} {self.hash_bits}".encode())
 
 
 def load_identity(root: Path, disk: Disk | None = None) -> Identity | None:
@@ -47,12 +58,16 @@ def load_identity(root: Path, disk: Disk | None = None) -> Identity | None:
             raise StoreVersionError(
                 f"{root} has format {version}; this oncelake knows formats up to {FORMAT_VERSION}: install a newer one"
             )
-        return msgspec.json.decode(raw, type=Identity)
-    except (msgspec.MsgspecError, KeyError, TypeError) as error:
+        identity = msgspec.json.decode(raw, type=Identity)
+        if identity.format > _WITHOUT_SUM and identity.sum != identity.right_sum():
+            raise ValueError("its checksum is not that of its contents")
+        return identity
+    except (ValueError, msgspec.MsgspecError, KeyError, TypeError) as error:
         raise CorruptionError(f"{path} is damaged ({error}): restore it from a backup") from error
 
 
 def save_identity(disk: Disk, root: Path, identity: Identity) -> None:
     """Put an identity in the place of the one before."""
-    data = msgspec.json.format(msgspec.json.encode(identity), indent=2)
+    summed = msgspec.structs.replace(identity, sum=identity.right_sum())
+    data = msgspec.json.format(msgspec.json.encode(summed), indent=2)
     disk.replace(root / IDENTITY_FILE, data + b"\n")

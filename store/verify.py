@@ -23,6 +23,7 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import xxhash
 
 from store.errors import CorruptionError, StoreVersionError
 from store.hashing import Hasher
@@ -90,7 +91,11 @@ def _hasher(root: Path) -> Hasher:
             raise StoreVersionError(
                 f"{root} has format {identity['format']}; this oncelake knows formats up to {FORMAT_VERSION}"
             )
-        return Hasher(bytes.fromhex(identity["seed"]), identity.get("hashBits", 64))
+        bits = identity.get("hashBits", 64)
+        told = f"{identity['format']} {identity['storeId']} {identity['seed']} {bits}"
+        if identity["format"] > 1 and identity["sum"] != xxhash.xxh3_64_hexdigest(told.encode()):
+            raise ValueError("its checksum is not that of its contents")
+        return Hasher(bytes.fromhex(identity["seed"]), bits)
     except FileNotFoundError:
         raise CorruptionError(f"{path} is missing: {root} is no data directory of oncelake") from None
     except (ValueError, KeyError, TypeError) as error:

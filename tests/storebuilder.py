@@ -105,6 +105,7 @@ class StoreBuilder:
         (self.root / "records").mkdir()
         self.hasher = Hasher(SEED, self.hash_bits)
         identity = {"format": 2, "storeId": "0" * 32, "seed": SEED.hex(), "hashBits": self.hash_bits}
+        identity["sum"] = checksum(f"2 {'0' * 32} {SEED.hex()} {self.hash_bits}".encode())
         (self.root / "oncelake.json").write_bytes(compact(identity))
         self.journal = self.root / "internal/journal/0000000000.journal"
         checkpoint: dict[str, list[Any]] = {"segments": [], "rules": [], "inputs": [], "files": []}

@@ -323,7 +323,8 @@ def test_the_schema_describes_the_api_and_needs_no_other_host(lake: Served) -> N
     for path, operations in document["paths"].items():
         for method in operations:
             found = lake.client.request(method, path.replace("{recordId}", "rec-001"), headers={"content-type": "x"})
-            assert found.status_code not in (404, 405, 500), (method, path)
+            is_missing = found.status_code == 404 and "dead letter" not in found.text
+            assert not is_missing and found.status_code not in (405, 500), (method, path)
     page = lake.get("/schema")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "//" not in page.text.replace("<!doctype", "")

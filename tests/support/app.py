@@ -21,6 +21,7 @@ from outbox.feed import Feed, Source
 from outbox.news import News
 from outbox.remake import Origin
 from store.engine import Engine
+from store.letters import Letters
 from store.outcomes import Answer, Reply
 from store.snapshot import Snapshot
 
@@ -104,6 +105,10 @@ class FakeReader:
             if record_id in ids:
                 return table.slice(ids.index(record_id), 1)
         return None
+
+    @property
+    def letters(self) -> Letters:
+        return Letters(Path("nowhere"), list)
 
     def metrics(self) -> tuple[bytes, str]:
         return b"", "text/plain"

@@ -43,7 +43,8 @@ def write(root: Path, seed: int, answers: int) -> None:
     chance = random.Random(seed)
     opened = Store(StoreSettings(root, segment_bytes=3_000), disk=Disk())
     committer = Direct(opened)
-    while opened.seq < 150:
+    last = opened.seq + 150  # more than the time before the cut is enough for
+    while opened.seq < last:
         first = opened.seq
         committer.take([record_of(number) for number in range(first, first + chance.randint(1, 6))])
         os.write(answers, b"%d\n" % opened.seq)

@@ -16,9 +16,10 @@ from ingest.committer import Committer, CommitterSettings
 from ingest.plan import Result
 from store.compaction import CompactionSettings
 from store.files import Disk
+from store.identity import Identity, save_identity
 from store.journal import Position, Rules
 from store.outcomes import FieldError
-from store.schema import RECORD, STORED
+from store.schema import FORMAT_VERSION, RECORD, STORED
 from store.store import Store, StoreSettings
 from tests.support.model import Canonical, Model
 
@@ -91,8 +92,7 @@ def open_store(root: Path, disk: Disk | None = None, segment_bytes: int = 2_000)
 def weaken(root: Path, bits: int) -> None:
     """Make a new data directory whose hashes have few bits, so that they collide."""
     root.mkdir()
-    identity = {"format": 2, "storeId": "00" * 16, "seed": "11" * 16, "hashBits": bits}
-    (root / "oncelake.json").write_text(json.dumps(identity))
+    save_identity(Disk(fsync=False), root, Identity(FORMAT_VERSION, "00" * 16, "11" * 16, bits))
 
 
 def record_of(number: int, **changes: Any) -> Canonical:
