@@ -14,8 +14,8 @@ from service.cli import main
 
 __all__ = ["BULK", "Context", "Input"]
 
-BULK = {"ONCELAKE_STORE__FLUSH_INTERVAL_S": "1"}
-"""The last rows of a file are flushed after one second instead of five: waiting is no work. All else is the default."""
+BULK: dict[str, str] = {}
+"""Settings of the service in bulk rows: none, everything is the default."""
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,7 @@ def quarantine_tails(disk: Disk, root: Path, state: JournalState, journal_tail: 
             elif size > end:
                 appender = disk.appender(path, end)
                 appender.cut(end)
+                appender.sync()  # what is cut must not come back between this segment and the next
                 appender.close()
 
 
