@@ -50,8 +50,11 @@ class Access:
         self._tokens = tokens
         self._allowed = {(method, _shape(path)): roles for (method, path), roles in ROUTES.items()}
 
-    def guard(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        """Let a request through, or raise a 401 or 403 problem. The grant stands in the scope for the handler."""
+    async def guard(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+        """Let a request through, or raise a 401 or 403 problem. The grant stands in the scope for the handler.
+
+        It waits for nothing, but the framework would call a plain function in another thread.
+        """
         if not self._tokens:
             connection.scope["state"][_KEY] = _EVERYTHING
             return
