@@ -150,7 +150,7 @@ SCENARIOS: dict[str, Scenario] = {
         [scan, flush, scan],
         {"a.ndjson": [*(record_of(number) for number in range(2, 12)), None], "b.ndjson": [record_of(11)]},
     ),
-    "a start after a kill": Scenario([*MERGING, post(9, 12)], [post(12, 13)], harm=_with_tails),
+    "a start after a kill": Scenario([*MERGING, post(9, 12)], [post(12, 13), follow], harm=_with_tails),
     "a start without a catalog": Scenario(
         [post(0, 2), flush, post(2, 4), flush, post(4, 6)], [post(6, 7)], harm=_without_catalog
     ),
