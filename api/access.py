@@ -12,6 +12,7 @@ from typing import Any, Literal
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
+from api.headers import headers
 from api.problems import ProblemError
 from api.tokens import Grant, Role, Tokens
 
@@ -51,21 +52,23 @@ class Access:
         self._allowed = {(method, _shape(path)): roles for (method, path), roles in ROUTES.items()}
 
     async def guard(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        """Let a request through, or raise a 401 or 403 problem. The grant stands in the scope for the handler.
+        """`check` for the framework. It waits for nothing, but a plain function would be called in another thread."""
+        self.check(connection.scope, connection.scope["path_template"])
 
-        It waits for nothing, but the framework would call a plain function in another thread.
-        """
+    def check(self, scope: Any, path_template: str) -> None:
+        """Let a request through, or raise a 401 or 403 problem. The grant stands in the scope for the handler."""
         if not self._tokens:
-            connection.scope["state"][_KEY] = _EVERYTHING
+            scope["state"][_KEY] = _EVERYTHING
             return
-        method = str(connection.scope["method"])  # type: ignore[typeddict-item]
-        allowed = self._allowed.get((method, _shape(connection.scope["path_template"])), _ADMIN)
-        grant = self._grant(connection)
-        connection.scope["state"][_KEY] = grant
+        method = str(scope["method"])
+        allowed = self._allowed.get((method, _shape(path_template)), _ADMIN)
+        given = headers(scope, b"authorization")
+        grant = self._grant(given)
+        scope["state"][_KEY] = grant
         if "anyone" in allowed or method == "OPTIONS":
             return
         if grant is None:
-            bearer = 'Bearer error="invalid_token"' if "authorization" in connection.headers else "Bearer"
+            bearer = 'Bearer error="invalid_token"' if given else "Bearer"
             detail = "this takes a token that is known here, as in Authorization: Bearer olk_…"
             raise ProblemError(401, "unauthorized", detail, headers={"www-authenticate": bearer})
         if grant.role != "admin" and grant.role not in allowed:
@@ -74,8 +77,7 @@ class Access:
                 403, "forbidden", f"this takes the role {needed}; the token {grant.name!r} is {grant.role}"
             )
 
-    def _grant(self, connection: ASGIConnection[Any, Any, Any, Any]) -> Grant | None:
-        given = connection.headers.getall("authorization", [])
+    def _grant(self, given: list[str]) -> Grant | None:
         if len(given) != 1:
             return None
         scheme, _, token = given[0].partition(" ")

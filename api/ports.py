@@ -74,7 +74,6 @@ class ApiSettings:
     """
 
     max_body_bytes: int = 32 << 20
-    body_timeout_s: float = 30.0
     concurrent_queries: int = 4
     inline_bytes: int = 4_096
     open_answers: int = 64

@@ -28,7 +28,7 @@ from store.errors import (
     UnknownFormatError,
 )
 
-__all__ = ["MEDIA_TYPE", "ProblemError", "on_error", "problem", "problem_body"]
+__all__ = ["MEDIA_TYPE", "ProblemError", "on_error", "problem", "problem_body", "problem_of"]
 
 logger = logging.getLogger("oncelake.api")
 
@@ -73,11 +73,15 @@ def problem_body(status: int, code: str, detail: str, **members: Any) -> bytes:
 
 
 def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """The problem that an exception of a handler is, for the framework."""
+    return problem_of(request.scope, error)
+
+
+def problem_of(scope: Any, error: Exception) -> Response[bytes]:
     """The problem that an exception is."""
     match error:
         case ProblemError():
-            headers = {"connection": "close"} if error.status == HTTPStatus.REQUEST_TIMEOUT else error.headers
-            return problem(error.status, error.code, str(error), headers=headers, **error.members)
+            return problem(error.status, error.code, str(error), headers=error.headers, **error.members)
         case QueryError():
             named: dict[str, Any] = {"parameter": error.parameter} if error.parameter else {}
             return problem(400, "invalid_parameter", str(error), **named)
@@ -103,16 +107,15 @@ def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[byte
         case DamagedFileError():
             return problem(500, "corruption", str(error), file=error.file)
         case CorruptionError():
-            logger.error("%s %s (request %s): %s", request.method, _path(request), request_id(request.scope), error)
+            logger.error("%s %s (request %s): %s", *_named(scope), error)
             return problem(500, "corruption", "stored data is damaged: the operator finds it in the log")
-    where = (request.method, _path(request), request_id(request.scope))
-    logger.error("%s %s (request %s) failed", *where, exc_info=error)
+    logger.error("%s %s (request %s) failed", *_named(scope), exc_info=error)
     return problem(500, "internal", "the service failed to answer; what went wrong is in its log")
 
 
-def _path(request: Request[Any, Any, Any]) -> str:
-    """As the client wrote it: the decoded one may hold line breaks."""
-    return bytes(request.scope["raw_path"]).decode("latin-1")
+def _named(scope: Any) -> tuple[str, str, str]:
+    """Method, path as the client wrote it (the decoded one may hold line breaks) and id of a request."""
+    return str(scope["method"]), bytes(scope["raw_path"]).decode("latin-1"), request_id(scope)
 
 
 def _input_status(error: InputError) -> int:

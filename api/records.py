@@ -15,9 +15,11 @@ import msgspec
 import pyarrow as pa
 from litestar import Request, Response, get, post
 from litestar.response import Stream
+from litestar.types import Receive
 
 from api.access import grant_of
 from api.answers import json_answer
+from api.headers import header
 from api.negotiation import wanted
 from api.parameters import Parameters, filters_of
 from api.ports import ApiSettings, Intake, Reader
@@ -73,7 +75,7 @@ class Records:
 
         @post("/records", status_code=HTTPStatus.OK)
         async def post_records(request: Request[Any, Any, Any]) -> Response[bytes]:
-            return await self.post(request)
+            return await self.post(request.scope, request.receive)
 
         @get("/records")
         async def get_record_by_query(request: Request[Any, Any, Any]) -> Response[bytes]:
@@ -96,34 +98,42 @@ class Records:
 
         return [post_records, get_record_by_query, get_aggregations, get_record]
 
-    async def post(self, request: Req) -> Response[bytes]:
+    async def post(self, scope: Any, receive: Receive) -> Response[bytes]:
         """Take a body, and answer once its commit is durable."""
-        parameters = Parameters(request.scope["query_string"], ("atomic", "dryRun"))
-        return await self._taken(request, atomic=parameters.flag("atomic"), dry_run=parameters.flag("dryRun"))
+        query = scope["query_string"]
+        if not query:
+            return await self._taken(scope, receive)
+        parameters = Parameters(query, ("atomic", "dryRun"))
+        return await self._taken(scope, receive, atomic=parameters.flag("atomic"), dry_run=parameters.flag("dryRun"))
 
     async def resubmit(self, request: Req, letter: str) -> Response[bytes]:
         """Take the corrected record of a dead letter."""
-        return await self._taken(request, letter=letter)
+        return await self._taken(request.scope, request.receive, letter=letter)
 
     async def _taken(
-        self, request: Req, *, atomic: bool = False, dry_run: bool = False, letter: str | None = None
+        self,
+        scope: Any,
+        receive: Receive,
+        *,
+        atomic: bool = False,
+        dry_run: bool = False,
+        letter: str | None = None,
     ) -> Response[bytes]:
-        headers = request.headers
-        media_type = headers.get("content-type")
+        media_type = header(scope, b"content-type")
         if media_type is None:
             raise ProblemError(
                 415, "unsupported_format", "say what the body is in Content-Type, as in application/json"
             )
-        body = await self._body(request)
-        grant = grant_of(request.scope)
+        body = await self._body(scope, receive)
+        grant = grant_of(scope)
         submit = functools.partial(
             self._intake.submit,
             body,
             media_type,
-            headers.get("content-encoding"),
+            header(scope, b"content-encoding"),
             atomic=atomic,
             dry_run=dry_run,
-            request_id=request_id(request.scope),
+            request_id=request_id(scope),
             sources=grant.sources if grant else None,
             letter=letter,
         )
@@ -134,30 +144,24 @@ class Records:
         reply = await self._replies.of(future)
         return _single(reply) if reply.single and not (dry_run or reply.atomic_refused) else _batch(reply)
 
-    async def _body(self, request: Req) -> bytes:
-        """The whole body, within its limits of size and time."""
+    async def _body(self, scope: Any, receive: Receive) -> bytes:
+        """The whole body, within its limit. The time that it may take is for the connection to say."""
         limit = self._settings.max_body_bytes
-        announced = request.headers.get("content-length")
+        announced = header(scope, b"content-length")
         if announced is not None and announced.isdigit() and int(announced) > limit:
             raise _too_large(limit)
         pieces: list[bytes] = []
         size = 0
-        try:
-            async with asyncio.timeout(self._settings.body_timeout_s):
-                while True:
-                    message: Any = await request.receive()
-                    if message["type"] == "http.disconnect":
-                        raise ProblemError(400, "disconnected", "the client went away before its body was complete")
-                    pieces.append(message.get("body", b""))
-                    size += len(pieces[-1])
-                    if size > limit:
-                        raise _too_large(limit)
-                    if not message.get("more_body"):
-                        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        except TimeoutError:
-            raise ProblemError(
-                408, "body_timeout", f"the body did not arrive within {self._settings.body_timeout_s:g} s"
-            ) from None
+        while True:
+            message: Any = await receive()
+            if message["type"] == "http.disconnect":
+                raise ProblemError(400, "disconnected", "the client went away before its body was complete")
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > limit:
+                raise _too_large(limit)
+            if not message.get("more_body"):
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def find_in_path(self, request: Req) -> Response[bytes]:
         """One record by the id that the path ends with."""

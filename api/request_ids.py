@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from typing import Any
 
 from litestar.types import Message, Scope
+
+from api.headers import header
 
 __all__ = ["request_id", "tell_request_id"]
 
 _HEADER = b"x-request-id"
 _KEY = "request_id"
 _MAX_BYTES = 128
+_PROCESS = secrets.token_hex(6)
+_numbers = itertools.count(1)
 
 
-def request_id(scope: Scope | Any) -> str:
+def request_id(scope: Any) -> str:
     """The id of the request; what a client sends is taken if it is short and printable."""
     state: dict[str, Any] = scope["state"]
     known = state.get(_KEY)
     if known is None:
-        given = next((value for name, value in scope["headers"] if name == _HEADER), b"")
-        is_usable = 0 < len(given) <= _MAX_BYTES and given.isascii() and given.decode("ascii").isprintable()
-        known = state[_KEY] = given.decode("ascii") if is_usable else secrets.token_hex(8)
+        given = header(scope, _HEADER) or ""
+        is_usable = 0 < len(given) <= _MAX_BYTES and given.isascii() and given.isprintable()
+        known = state[_KEY] = given if is_usable else f"{_PROCESS}-{next(_numbers)}"
     return str(known)
 
 

@@ -1,7 +1,7 @@
 """HTTP connections that cannot be held for nothing: heads, bodies and answers have their time, and there are so many.
 
 uvicorn waits for ever for the rest of a request's head and for a client that does not read its answer, and keeps every
-byte of a head. What a body may take is the application's to say; here it is only stopped from outliving its answer.
+byte of a head. How large a body may be is the application's to say, and to answer before all of it has come.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ __all__ = ["ConnectionLimits", "protocol"]
 @dataclass(frozen=True)
 class ConnectionLimits:
     """`header_timeout_s` is for the whole head of a request, and for the rest of a body that was answered already;
-    `write_timeout_s` for 64 KiB of an answer to be taken.
+    `body_timeout_s` for the whole body; `write_timeout_s` for 64 KiB of an answer to be taken.
     """
 
     connections: int = 1_000
     header_timeout_s: float = 10.0
     header_bytes: int = 64 << 10
+    body_timeout_s: float = 30.0
     write_timeout_s: float = 30.0
 
 
@@ -66,6 +67,8 @@ class _Protocol(HttpToolsProtocol):
             self._head_bytes += len(data)
             self._expect_head()  # empty lines before a request begin none
         super().data_received(data)
+        if self._in_body and self._body_timer is None and not self.transport.is_closing():
+            self._body_timer = self.loop.call_later(self.limits.body_timeout_s, self._body_is_late)
         if self._head_bytes > self.limits.header_bytes and not self.transport.is_closing():
             self._refuse(*self._too_long())
 
@@ -93,8 +96,10 @@ class _Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._in_body and self._body_timer is None and not self.transport.is_closing():
+        if self._in_body and not self.transport.is_closing():
             # The client is to read the answer (401, 413) before its body is cut short, but not to send for ever.
+            if self._body_timer is not None:
+                self._body_timer.cancel()
             self._body_timer = self.loop.call_later(self.limits.header_timeout_s, self.transport.close)
 
     def pause_writing(self) -> None:
@@ -127,6 +132,10 @@ class _Protocol(HttpToolsProtocol):
             self._refuse(408, "header_timeout", f"the head of the request did not arrive within {limit}")
         else:
             self.transport.close()
+
+    def _body_is_late(self) -> None:
+        limit = f"{self.limits.body_timeout_s:g} s (api.body_timeout_s)"
+        self._refuse(408, "body_timeout", f"the body did not arrive within {limit}")
 
     def _is_answering(self) -> bool:
         return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)

@@ -115,7 +115,6 @@ def _api_settings(config: Config) -> ApiSettings:
     api = config.api
     return ApiSettings(
         max_body_bytes=api.max_body_bytes,
-        body_timeout_s=api.body_timeout_s,
         concurrent_queries=api.concurrent_queries,
         open_answers=api.open_answers,
         waiting_queries=api.waiting_queries,
@@ -125,7 +124,13 @@ def _api_settings(config: Config) -> ApiSettings:
 
 def _connection_limits(config: Config) -> ConnectionLimits:
     api = config.api
-    return ConnectionLimits(api.max_connections, api.header_timeout_s, api.max_header_bytes, api.write_timeout_s)
+    return ConnectionLimits(
+        connections=api.max_connections,
+        header_timeout_s=api.header_timeout_s,
+        header_bytes=api.max_header_bytes,
+        body_timeout_s=api.body_timeout_s,
+        write_timeout_s=api.write_timeout_s,
+    )
 
 
 def _raise_open_files() -> None:

@@ -14,6 +14,7 @@ import httpx
 import msgspec
 import pytest
 
+from service.connections import ConnectionLimits
 from store.errors import (
     CorruptionError,
     DiskFullError,
@@ -38,7 +39,9 @@ LIMIT = 20_000
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("lake")
     rows = [record(recordId=name, value=Decimal(number)) for number, name in enumerate(IDS)]
-    with served(root, snapshot_of(root, rows, 0), max_body_bytes=LIMIT, body_timeout_s=0.3) as found:
+    with served(
+        root, snapshot_of(root, rows, 0), limits=ConnectionLimits(body_timeout_s=0.3), max_body_bytes=LIMIT
+    ) as found:
         yield found
 
 

@@ -20,6 +20,7 @@ from api.ports import ApiSettings
 from outbox.feed import Feed, Source
 from outbox.news import News
 from outbox.remake import Origin
+from service.connections import ConnectionLimits, protocol
 from store.engine import Engine
 from store.letters import Letters
 from store.outcomes import Answer, Reply
@@ -28,6 +29,8 @@ from store.snapshot import Snapshot
 __all__ = ["FakeIntake", "FakeReader", "Served", "served"]
 
 NOTHING = Answer(0, 0, 0, 0, 0, None, None, [], problems_truncated=False)
+
+_LIMITS = ConnectionLimits()
 
 
 @dataclass
@@ -143,14 +146,14 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(root: Path, snapshot: Snapshot, **settings: Any) -> Iterator[Served]:
+def served(root: Path, snapshot: Snapshot, limits: ConnectionLimits = _LIMITS, **settings: Any) -> Iterator[Served]:
     """Uvicorn with this app, as the service runs it."""
     (root / "tmp").mkdir(parents=True, exist_ok=True)
     engine = Engine(root, root / "tmp", memory="64MB")
     intake, reader = FakeIntake(), FakeReader(engine, snapshot)
     app = create_app(intake, reader, ApiSettings(**settings))
     server = uvicorn.Server(
-        uvicorn.Config(app, http="httptools", loop="uvloop", lifespan="off", log_config=None, access_log=False)
+        uvicorn.Config(app, http=protocol(limits), loop="uvloop", lifespan="off", log_config=None, access_log=False)
     )
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
