@@ -9,6 +9,7 @@ import threading
 import time
 
 from store.errors import DiskFullError
+from store.memory import give_back_memory
 from store.store import Store
 
 __all__ = ["Compactor"]
@@ -51,6 +52,7 @@ class Compactor:
                 break
             logger.info("compacted %d partitions in %.2f s", partitions, time.monotonic() - started)
             done += partitions
+            give_back_memory()
         return done
 
     def _run(self) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 
 from store.errors import DiskFullError
+from store.memory import give_back_memory
 from store.store import Store
 from store.threads import give_way
 
@@ -68,6 +69,8 @@ class Flusher:
         if rows:
             flushes, records, seconds = self.done
             self.done = (flushes + 1, records + rows, seconds + time.monotonic() - began)
+        if rows >= _WORTH_ROWS:
+            give_back_memory()
         self.problem = None
         while not self._stopping and self._store.merge_once():
             pass

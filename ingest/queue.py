@@ -30,7 +30,7 @@ class QueueBounds:
     queue_batches: int = 4_096
     queue_rows: int = 1_000_000
     bulk_pieces: int = 1_024
-    bulk_rows: int = 262_144
+    bulk_rows: int = 131_072
     commit_rows: int = 65_536
 
 

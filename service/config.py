@@ -47,7 +47,7 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_dir: str = "data"
     fsync: bool = True
     flush_interval_s: Seconds = 5.0
-    flush_rows: Positive = 500_000
+    flush_rows: Positive = 350_000
     flush_bytes: Positive = 192 << 20
     query_memory: Memory = "192MB"
     query_threads: Positive = 2

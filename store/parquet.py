@@ -54,13 +54,13 @@ def day_directory(day: int) -> str:
     return f"records/date={(_EPOCH + timedelta(days=day)).date().isoformat()}"
 
 
-def partitions(rows: pa.Table) -> list[Partition]:
-    """Cut rows into partitions by the UTC date of their time, each sorted.
+def partitions(rows: pa.Table) -> Iterator[Partition]:
+    """Cut rows into partitions by the UTC date of their time, each sorted; one after another, so that one is in memory.
 
     polars sorts strings on all cores and holds no interpreter lock.
     """
     if not rows.num_rows:
-        return []
+        return
     frame = pl.DataFrame(
         {
             "destination": pl.from_arrow(rows.column("destinationId")),
@@ -69,16 +69,15 @@ def partitions(rows: pa.Table) -> list[Partition]:
         }
     )
     frame = frame.with_columns(day=pl.col("time") // _DAY_US).with_row_index("row")
-    order = frame.sort("day", "destination", "time", "seq")
+    order = frame.sort("day", "destination", "time", "seq").select("day", "row")
+    del frame
     days = order.get_column("day").to_numpy()
     # decimal sorting in polars is not asked for: rows are taken by position
-    ordered = rows.take(order.get_column("row").to_arrow())
+    places = order.get_column("row").to_arrow()
     starts = np.flatnonzero(np.r_[True, days[1:] != days[:-1]])
     ends = np.r_[starts[1:], len(days)]
-    return [
-        Partition(int(days[start]), ordered.slice(start, end - start))
-        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
-    ]
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        yield Partition(int(days[start]), rows.take(places.slice(start, end - start)))
 
 
 def write_partition(partition: Partition, path: Path, flush: tuple[int, int]) -> None:

@@ -52,7 +52,7 @@ class StoreSettings:
 
     root: Path
     fsync: bool = True
-    flush_rows: int = 500_000
+    flush_rows: int = 350_000
     flush_bytes: int = 192 << 20
     segment_bytes: int = 256 << 20
     compaction: CompactionSettings = field(default_factory=CompactionSettings)
