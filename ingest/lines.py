@@ -1,20 +1,10 @@
-"""JSON records that stand one on a line, to columns: pyarrow's reader where it is surely exact, else line by line.
+"""JSON records that stand one on a line, to columns: together where they are surely plain, else line by line.
 
-pyarrow reads JSON without the GIL in about a third of the time of the exact path, and is more lenient than a record may
-be. Measured (pyarrow 26): it takes several objects on one line, an object over several lines, strings such as "+1" or
-".5" as decimals; and **it wraps silently**: 1e31 becomes 131811359292784559562136384478.721867776 in
-decimal128, and 1,390 of 20,000 random numbers of 18 to 50 digits came out wrong. `fast_lines` therefore
-rules out, with a few passes over the bytes:
-
-- escapes (no backslash at all), bytes that are not UTF-8, control characters other than line ends;
-- anything but eight keys and seven strings a line: 30 quotes a line in sum, no nulls, rows = lines, each beginning
-  with `{` and ending with `}` (32 quotes where every value is a string, which is then read as text and checked);
-- exponents: every `e` of the text stands in a key or in a string column;
-- numbers of more than 67 characters: value is read as decimal256, where fewer digits cannot wrap, and then compared
-  with the bounds. (No wrapped number within the bounds was found in decimal256, not even by lattice search; decimal128
-  wraps often. The two gates keep that from resting on how Arrow happens to detect an overflow.)
-
-What does not pass is sorted out line by line where bytes tell which lines are to blame, and else by eighths.
+Together (`fast_lines`) means without the interpreter and in about a third of the time of the exact path. It takes text
+without escapes (no backslash at all), in UTF-8 and without control characters but for line ends, in which each line has
+eight keys and seven or eight strings, by its quotes; and of these the lines that are written alike (`ingest.alike`),
+one way after another. A line that is not, or of which a value does not surely pass, is read exactly; where a whole
+chunk is not plain, bytes tell which lines are to blame.
 """
 
 from __future__ import annotations
@@ -26,22 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.json as pj
 
+from ingest.alike import layout_of, values_of
 from ingest.batch import Chunk, Located, Record, Reject
 from ingest.record import Rejected, Rules, parse_record
-from ingest.validate import (
-    Checked,
-    byte_lengths,
-    check_columns,
-    columns_of,
-    count_bytes,
-    data_of,
-    has_control_characters,
-    merge,
-)
+from ingest.validate import Checked, check_columns, columns_of, has_control_characters, merge
 from store.journal import Position
-from store.schema import CANONICAL_FIELDS, SCALE, STRING_FIELDS
+from store.schema import CANONICAL_FIELDS
 
 __all__ = ["Decoded", "Ints", "Lines", "Solver", "chunk_of", "clean_text", "decode_lines", "fast_lines"]
 
@@ -52,18 +33,12 @@ _FEW_ROWS = 64
 """So few records are read one by one (6 µs each): the columns of the fast path have cost 600 µs before the first."""
 
 _PIECES = 8
-_TEXT_COLUMNS = (*STRING_FIELDS, "time")
-_NUMBER_SCHEMA = pa.schema(
-    [(name, pa.decimal256(76, SCALE) if name == "value" else pa.string()) for name in CANONICAL_FIELDS]
-)
-_STRING_SCHEMA = pa.schema([(name, pa.string()) for name in CANONICAL_FIELDS])
-_NUMBER_QUOTES = 2 * (len(CANONICAL_FIELDS) + len(_TEXT_COLUMNS))
+_LAYOUTS = 8
+"""Ways in which the lines of a chunk are written, before the rest of them is read exactly."""
+
+_TRIED_LINES = 16
+_NUMBER_QUOTES = 4 * len(CANONICAL_FIELDS) - 2
 _STRING_QUOTES = _NUMBER_QUOTES + 2
-_KEY_BYTES = sum(map(len, CANONICAL_FIELDS))
-_KEY_ES = "".join(CANONICAL_FIELDS).lower().count("e")
-_FIXED_BYTES = _KEY_BYTES + _NUMBER_QUOTES + 2 * len(CANONICAL_FIELDS) + 1
-_SAFE_DIGITS = 67
-_ODD_NUMBER = re.compile(rb"[:\s]-?[0-9]++(?:[eE]|\.[0-9]{10}|\.[0-9]*+[eE])")
 _C1 = re.compile(rb"\xc2[\x80-\x9f]")
 
 
@@ -145,15 +120,20 @@ class Solver:
                 self._rejected.append((row, found))
         self._parts.append((np.array(kept, np.int64), columns_of(records)))
 
-    def fast(self, text: Lines, rows: Ints) -> bool:
+    def fast(self, text: Lines, rows: Ints, layouts: int = _LAYOUTS) -> bool:
         """Rows of `text` on the fast path, and exactly those that it doubts. False: it cannot take them together."""
         checked = self._fast(text)
         if checked is None:
             return False
         self._parts.append((rows[checked.sure], checked.records))
-        doubtful = np.flatnonzero(~checked.sure)
-        if len(doubtful):
-            self.exact(text.pick(doubtful), rows[doubtful])
+        doubtful = ~checked.sure
+        if checked.unlike is not None and layouts > 1 and np.count_nonzero(checked.unlike) > _FEW_ROWS:
+            others = np.flatnonzero(checked.unlike)
+            if self.fast(text.pick(others), rows[others], layouts - 1):
+                doubtful &= ~checked.unlike
+        left = np.flatnonzero(doubtful)
+        if len(left):
+            self.exact(text.pick(left), rows[left])
         return True
 
     def solve(self, text: Lines, rows: Ints) -> None:
@@ -190,25 +170,24 @@ def decode_lines(text: Lines, rules: Rules, *, exact: bool = False) -> Decoded:
 
 
 def fast_lines(text: Lines, rules: Rules) -> Checked | None:
-    """All rows by pyarrow, or None where it is not sure to be exact (see the module)."""
+    """The rows that are written like the first plain one; None where the text is not plain (see the module)."""
     data = np.frombuffer(text.text, np.uint8)
-    count = len(text)
-    quotes = count_bytes(data, lambda piece: piece == ord('"'))
-    if quotes not in (count * _NUMBER_QUOTES, count * _STRING_QUOTES) or b"\\" in text.text:
-        return None
-    if (data[text.starts] != ord("{")).any() or (data[text.ends - 1] != ord("}")).any():
+    quotes = np.flatnonzero(data == ord('"'))
+    if len(quotes) not in (len(text) * _NUMBER_QUOTES, len(text) * _STRING_QUOTES) or b"\\" in text.text:
         return None
     if not clean_text(text.text, data):
         return None
-    numbers = quotes == count * _NUMBER_QUOTES
-    table = _read(text.text, _NUMBER_SCHEMA if numbers else _STRING_SCHEMA)
-    if table is None or table.num_rows != count or any(column.null_count for column in table.columns):
+    tried = (layout_of(text[row]) for row in range(min(len(text), _TRIED_LINES)))
+    layout = next(filter(None, tried), None)
+    if layout is None or len(quotes) != len(text) * layout.quotes:
         return None
-    columns = dict(zip(CANONICAL_FIELDS, (column.combine_chunks() for column in table.columns), strict=True))
-    if numbers and not _numbers_cannot_wrap(text, data, columns):
-        return None
-    strings = {name: columns[name] for name in STRING_FIELDS}
-    return check_columns(strings, columns["time"], columns["value"], rules, clean=True)
+    values, alike = values_of(layout, text.text, text.starts, text.ends, quotes)
+    checked = check_columns(values, values["time"], values["value"], rules, clean=True)
+    if alike.all():
+        return checked
+    sure = alike.copy()
+    sure[alike] = checked.sure
+    return Checked(checked.records, sure, ~alike)
 
 
 def clean_text(text: bytes, data: npt.NDArray[np.uint8]) -> bool:
@@ -227,31 +206,6 @@ def clean_text(text: bytes, data: npt.NDArray[np.uint8]) -> bool:
     return not has_control_characters(data, allowed=ends)
 
 
-def _read(text: bytes, schema: pa.Schema) -> pa.Table | None:
-    try:
-        return pj.read_json(
-            pa.BufferReader(text),
-            read_options=pj.ReadOptions(use_threads=False, block_size=len(text) + 1),
-            parse_options=pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error"),
-        )
-    except (pa.ArrowException, UnicodeDecodeError):
-        return None
-
-
-def _is_e(piece: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    found: npt.NDArray[np.bool_] = (piece & 0xDF) == ord("E")
-    return found
-
-
-def _numbers_cannot_wrap(text: Lines, data: npt.NDArray[np.uint8], columns: dict[str, pa.Array]) -> bool:
-    rest = text.ends - text.starts - _FIXED_BYTES
-    es = -_KEY_ES * len(text) + count_bytes(data, _is_e)
-    for name in _TEXT_COLUMNS:
-        rest -= byte_lengths(columns[name])
-        es -= count_bytes(data_of(columns[name]), _is_e)
-    return es == 0 and bool(rest.max() <= _SAFE_DIGITS)
-
-
 def _sorted_out(text: Lines) -> tuple[list[Ints], Ints]:
     """Groups of lines that have one shape, and the lines that bytes show to be unusual."""
     data = np.frombuffer(text.text, np.uint8)
@@ -259,11 +213,10 @@ def _sorted_out(text: Lines) -> tuple[list[Ints], Ints]:
     unusual = (data < 0x20) | (data == 0x7F) | (data == ord("\\"))
     if not text.text.isascii() and not _clean_utf8(text.text):
         unusual |= data >= 0x80
-    odd_numbers = np.array([found.start() + 1 for found in _ODD_NUMBER.finditer(text.text)], np.int64)
-    for positions in (np.flatnonzero(unusual), odd_numbers):
-        rows = np.searchsorted(text.starts, positions, side="right") - 1
-        inside = (rows >= 0) & (positions < text.ends[rows])
-        plain[rows[inside]] = False
+    positions = np.flatnonzero(unusual)
+    rows = np.searchsorted(text.starts, positions, side="right") - 1
+    inside = (rows >= 0) & (positions < text.ends[rows])
+    plain[rows[inside]] = False
     running = np.concatenate(([0], np.cumsum(data == ord('"'), dtype=np.int64)))
     quotes = running[text.ends] - running[text.starts]
     groups = [np.flatnonzero(plain & (quotes == shape)) for shape in (_NUMBER_QUOTES, _STRING_QUOTES)]

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ingest.lines
 from ingest.csvs import csv_chunks
 from ingest.decode import Limits, Rules, decode_body
 from ingest.formats import Compression, Format
@@ -42,6 +44,15 @@ NASTY_LINES = [b"", b" ", b"\t\r", b"{}", b"[]", b"null", b"garbage", b"\xff\xfe
                line().replace(b'"r"}', b'"\xff"}'), line().replace(b'"r"}', b'"\xed\xa0\x80"}'),
                line().replace(b'"r"}', b'"\\ud800"}'), line().replace(b'"r"}', b'"\\u0000"}'), line()[:-1] + b"\x00}",
                line().replace(b'"unit":"SEK",', b""), line().replace(b'"SEK"', b"5"), line().replace(b'"s"', b"null")]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def always_fast() -> Iterator[None]:
+    """Few lines go the fast way, too; else only the exact path would be compared with itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingest.lines, "_FEW_ROWS", 0)
+        yield
+
 
 ordinary = st.builds(
     lambda at, value: line(recordId=f"rec-{at}", value=value),
@@ -125,11 +136,103 @@ def test_json_arrays_equal_the_exact_path_and_are_cut_anywhere(elements: list[by
 
 
 @pytest.mark.parametrize(("value", "taken"), [("1.5", True), ("1e5", False), ("1E5", False), ("1." + "0" * 66, False)])
-def test_numbers_that_could_wrap_never_reach_the_fast_path(value: str, taken: bool) -> None:
-    """An exponent, or more digits than decimal256 holds nine times over, goes to the exact path."""
-    text = line(value=value)
-    rows = Lines(text, np.array([0]), np.array([len(text)]))
-    assert (fast_lines(rows, Rules()) is not None) is taken
+def test_numbers_that_are_not_plain_never_pass_on_the_fast_path(value: str, taken: bool) -> None:
+    """An exponent, or more digits than a value may have, goes to the exact path."""
+    lines = [line(), line(value=value), line()]
+    ends = np.cumsum([len(text) + 1 for text in lines]) - 1
+    rows = Lines(b"\n".join(lines), ends - [len(text) for text in lines], ends)
+    checked = fast_lines(rows, Rules())
+    assert checked is not None
+    assert checked.sure.tolist() == [True, taken, True]
+    assert checked.records.num_rows == 2 + taken
+
+
+WAYS: list[Callable[[dict[str, object]], str]] = [
+    json.dumps,
+    lambda record: json.dumps(record, separators=(",", ":")),
+    lambda record: json.dumps(dict(reversed(record.items()))),
+    lambda record: json.dumps({**record, "value": str(record["value"])}),
+    lambda record: json.dumps(record, separators=(" , ", "\t: ")).replace("{", "{ ").replace("}", " }"),
+    lambda record: json.dumps({"value": record["value"], **record}),
+    lambda record: json.dumps(record).replace("{", "{  "),
+    lambda record: json.dumps(record)[:-1] + " }",
+]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, len(WAYS) - 1), st.sampled_from(["1", "x", "é", ""])), min_size=1, max_size=60)
+)
+def test_lines_that_are_written_in_many_ways_are_the_same_records(made: list[tuple[int, str]]) -> None:
+    """Another order, other spaces, numbers as text: one way after another is taken, and all else exactly."""
+    record = {**{name: GOOD[name] for name in CANONICAL_FIELDS}, "value": 12.5}
+    lines = [WAYS[way]({**record, "recordId": f"{at}{text}", "unit": text}) for at, (way, text) in enumerate(made)]
+    data = "\n".join(lines).encode()
+    assert ndjson_facts(data, Rules(), exact=False) == ndjson_facts(data, Rules(), exact=True)
+
+
+def test_lines_of_several_ways_do_not_go_the_exact_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Records of sources that write them differently, one after another, are still decoded together."""
+    record = {**{name: GOOD[name] for name in CANONICAL_FIELDS}, "value": 12.5}
+    data = "\n".join(WAYS[at % 3]({**record, "recordId": str(at)}) for at in range(3_000)).encode()
+    expected = ndjson_facts(data, Rules(), exact=True)
+
+    def parse(data: bytes, rules: Rules) -> None:
+        raise AssertionError(f"exactly: {data!r}")
+
+    monkeypatch.setattr(ingest.lines, "parse_record", parse)
+    assert ndjson_facts(data, Rules(), exact=False) == expected
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        [line().replace(b'"r"}', b'"a"b"c"}'), line().replace(b'"d"', b"d")],
+        [line().replace(b'"d"', b"d"), line().replace(b'"r"}', b'"a"b"c"}')],
+        [line().replace(b'"r"}', b'"}'), line().replace(b'"r"}', b'"r""}')],
+        [line().replace(b'"recordId"', b"recordId"), line().replace(b'"s"', b'"s","s"')],
+    ],
+)
+def test_quotes_too_many_in_one_line_and_too_few_in_another(odd: list[bytes]) -> None:
+    """Together they have as many as two plain lines."""
+    data = b"\n".join([line(recordId="a"), *odd, line(recordId="b")])
+    assert ndjson_facts(data, Rules(), exact=False) == ndjson_facts(data, Rules(), exact=True)
+
+
+@pytest.mark.parametrize("name", CANONICAL_FIELDS)
+def test_a_number_in_place_of_text_is_not_text(name: str) -> None:
+    """In every line, so that nothing looks odd, and with the value as text, so that the quotes are as many."""
+    record = {**GOOD, "value": "12.5", name: 5}
+    data = "\n".join(json.dumps(record) for at in range(5)).encode()
+    assert ndjson_facts(data, Rules(), exact=False) == ndjson_facts(data, Rules(), exact=True)
+
+
+def test_spaces_on_both_sides_of_a_number_that_is_not_there() -> None:
+    """The one space is not counted as the one before and the one after."""
+    spaced = line().replace(b'"value":1,', b'"value": 12.5 ,')
+    assert b" 12.5 ," in spaced
+    data = b"\n".join([spaced, spaced.replace(b" 12.5 ,", b" ,"), spaced.replace(b" 12.5 ,", b",")])
+    assert ndjson_facts(data, Rules(), exact=False) == ndjson_facts(data, Rules(), exact=True)
+
+
+def mutated(text: bytes, at: int, byte: int) -> bytes:
+    """One byte in place of another."""
+    return text[: at % len(text)] + bytes([byte]) + text[at % len(text) + 1 :]
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    st.integers(0, len(WAYS) - 1),
+    st.lists(st.tuples(st.integers(0, 400), st.sampled_from(b'"{}:, \t0159.-+eE\\nx\x00\xff\xc2[]')), max_size=4),
+)
+def test_a_changed_byte_is_judged_as_the_exact_path_judges_it(way: int, changes: list[tuple[int, int]]) -> None:
+    """Among lines that are alike, one with bytes changed in its keys, its values or between them."""
+    record = {**{name: GOOD[name] for name in CANONICAL_FIELDS}, "value": 12.5}
+    lines = [WAYS[way]({**record, "recordId": str(at)}).encode() for at in range(7)]
+    for at, byte in changes:
+        lines[3] = mutated(lines[3], at, byte)
+    data = b"\n".join(lines)
+    assert ndjson_facts(data, Rules(), exact=False) == ndjson_facts(data, Rules(), exact=True)
 
 
 CSV_HEAD = ",".join(CANONICAL_FIELDS).encode()
