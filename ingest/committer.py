@@ -7,10 +7,11 @@ memory stays bounded.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -72,6 +73,7 @@ class Committer:
         self._observe = observe
         self._queue = Queue(self._settings, self._takes_files, lambda: store.failure is not None)
         self._closed: dict[str, None] = {}
+        self._floors: dict[str, int] = {}
         self._stopping = False
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare", initializer=give_way)
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
@@ -137,6 +139,10 @@ class Committer:
         """Forget a finished file, once it is moved and has its receipt; remembered with the next commit."""
         self._closed[path] = None
 
+    def raise_floors(self, floors: Mapping[str, int]) -> None:
+        """Segments of logs below these numbers are kept no more; so with the next commit."""
+        self._floors = dict(floors)
+
     def run_once(self, timeout_s: float) -> bool:
         """Wait for work, and make one commit of it. False where nothing came, or nothing of it could be committed."""
         jobs = self._queue.take(timeout_s)
@@ -144,7 +150,7 @@ class Committer:
         try:
             if jobs and jobs[0].exclusive:
                 self._decide_alone(jobs[0], closed)
-            elif jobs or closed:
+            elif jobs or closed or self._floors:
                 return self._commit(jobs, closed) or bool(jobs)
         except BaseException as error:
             self._give_up(jobs, error)
@@ -212,6 +218,7 @@ class Committer:
             self._refuse(jobs, QueueFullError("records wait to be put into Parquet: try again later", retry_after_s=5))
             return False
         jobs = self._following(jobs)
+        floors = self._floors
         parts = [Part(job.batch, _next_pieces(job, settings.commit_rows)) for job in jobs]
         first_seq = store.seq + 1
         began = time.perf_counter()
@@ -229,7 +236,7 @@ class Committer:
                 inputs=store.state.inputs,
                 closed=closed,
             )
-            store.commit(plan.commit)
+            store.commit(dataclasses.replace(plan.commit, kept=floors))
         except OncelakeError as error:
             self._refuse(jobs, error)
             return False
@@ -246,6 +253,8 @@ class Committer:
             return False
         for path in closed:
             self._closed.pop(path, None)
+        if self._floors is floors:
+            self._floors = {}
         again = []
         for job, result in zip(jobs, plan.results, strict=True):
             job.answer = summed(job.answer, result.answer) if job.answer else result.answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from store.errors import DiskFullError
 from store.memory import give_back_memory
@@ -22,10 +23,16 @@ _WORTH_ROWS = 32_768
 
 
 class Flusher:
-    """Flushes a store every `interval_s`, or as soon as it holds `rows` or `size` bytes of hot rows."""
+    """Flushes a store every `interval_s`, or as soon as it holds `rows` or `size` bytes of hot rows.
 
-    def __init__(self, store: Store, interval_s: float, rows: int, size: int) -> None:
+    After each flush `retain` lets go what is old enough.
+    """
+
+    def __init__(
+        self, store: Store, interval_s: float, rows: int, size: int, retain: Callable[[], object] = lambda: None
+    ) -> None:
         self._store = store
+        self._retain = retain
         self._interval_s = interval_s
         self._rows = rows
         self._bytes = size
@@ -63,7 +70,7 @@ class Flusher:
             self._wakeup.set()
 
     def run_once(self) -> int:
-        """One flush and the merges that it makes due. Returns the number of records flushed."""
+        """One flush, the merges that it makes due, and what retention lets go. How many records were flushed."""
         began = time.monotonic()
         rows = self._store.flush_once()
         if rows:
@@ -74,6 +81,7 @@ class Flusher:
         self.problem = None
         while not self._stopping and self._store.merge_once():
             pass
+        self._retain()
         return rows
 
     def _run(self) -> None:

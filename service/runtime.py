@@ -22,7 +22,7 @@ from outbox.forwarder.forwarder import Forwarder
 from outbox.forwarder.status import SinkStatus
 from outbox.news import News
 from outbox.remake import Origin
-from service.config import Config
+from service.config import Config, retention_s
 from service.metrics import Metrics
 from store.compaction import CompactionCounters, CompactionSettings
 from store.engine import Engine
@@ -30,6 +30,7 @@ from store.journal import Rules as AlertRules
 from store.letters import Letters
 from store.log import FEEDS
 from store.recovery import committed
+from store.retention import Retention
 from store.snapshot import Snapshot
 from store.store import Store, StoreSettings
 
@@ -78,14 +79,13 @@ class Lake:
         root = Path(store.data_dir)
         compaction = CompactionSettings(store.compact_memory, store.compact_grace_s, store.compact_rest_s)
         settings = StoreSettings(
-            root, fsync=store.fsync, segment_bytes=config.outbox.segment_bytes, compaction=compaction
+            root, store.fsync, config.outbox.segment_bytes, _retention_us(config), compaction=compaction
         )
         self.store = Store(settings)
         self.metrics = Metrics(self)
         self.news = News()
         self.letters = Letters(root, lambda: committed(self.store.state, "rejected"))
         self.feeds = {name: self.feed(name) for name in FEEDS}
-        self.flusher = Flusher(self.store, store.flush_interval_s, store.flush_rows, store.flush_bytes)
         self.scrubber = Scrubber(self.store, store.scrub_interval_s)
         self.compactor = Compactor(self.store, store.flush_interval_s)
         alerts = config.alerts
@@ -103,6 +103,10 @@ class Lake:
             ),
             on_commit=self._committed,
             observe=self.metrics.committed,
+        )
+        retention = Retention(self.store, self.committer.raise_floors)
+        self.flusher = Flusher(
+            self.store, store.flush_interval_s, store.flush_rows, store.flush_bytes, retention.run_once
         )
         rules = RecordRules(ingest.unknown_fields, ingest.negative_values, max_depth=ingest.max_json_depth)
         self.intake = Intake(
@@ -230,3 +234,10 @@ class Lake:
                 "sinks": {status.name: status.to_json() for status in self.forwarder.statuses()},
             },
         }
+
+
+def _retention_us(config: Config) -> dict[str, int]:
+    """By log how long its lines are kept, where that is not for ever."""
+    outbox, rejected = retention_s(config.outbox.retention), retention_s(config.rejected.retention)
+    keep = {**{f"outbox/{feed}": outbox for feed in FEEDS}, "rejected": rejected}
+    return {log: round(seconds * 1_000_000) for log, seconds in keep.items() if seconds is not None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -50,7 +51,7 @@ class Letters:
         self._looked: dict[str, int] = {}
 
     def newest_first(self, wanted: Wanted) -> Iterator[Letter]:
-        """The letters that are wanted; `FileNotFoundError` where a segment goes away meanwhile."""
+        """The letters that are wanted."""
         for letter in self._backwards(wanted.before):
             if wanted.fits(letter):
                 yield letter
@@ -73,7 +74,8 @@ class Letters:
             for name, end in self._ends():
                 begin = self._looked.get(name, 0)
                 if begin < end:
-                    self._look(self._root / name, begin, end)
+                    with contextlib.suppress(FileNotFoundError):  # the retention has removed it meanwhile
+                        self._look(self._root / name, begin, end)
                     self._looked[name] = end
             return self._resolved.get(letter_id)
 
@@ -94,11 +96,14 @@ class Letters:
             firsts = [int(Path(name).stem) for name, _ in segments]
             segments = segments[: bisect.bisect_right(firsts, before[0])]
         for name, end in reversed(segments):
-            for line in _lines_backwards(self._root / name, end):
-                letter = msgspec.json.decode(line, type=Letter)
-                place = place_of(letter["id"])
-                if before is None or (place is not None and place < before):
-                    yield letter
+            try:
+                for line in _lines_backwards(self._root / name, end):
+                    letter = msgspec.json.decode(line, type=Letter)
+                    place = place_of(letter["id"])
+                    if before is None or (place is not None and place < before):
+                        yield letter
+            except FileNotFoundError:
+                return  # the retention has removed it meanwhile, and all before it
 
 
 def place_of(letter_id: str) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
@@ -18,8 +19,19 @@ from store.errors import CorruptionError
 from store.files import Appender, Disk
 from store.journal import FileEnd, Segment
 from store.schema import RECORD, STORED
+from store.times import parse_time
 
-__all__ = ["FEEDS", "Log", "checked", "lines_after", "number_of", "parse_notifications", "segment_name"]
+__all__ = [
+    "FEEDS",
+    "Log",
+    "begun_at",
+    "check_committed",
+    "checked",
+    "lines_after",
+    "number_of",
+    "parse_notifications",
+    "segment_name",
+]
 
 FEEDS = ("notifications", "alerts")
 
@@ -37,14 +49,21 @@ def number_of(path: str) -> int:
 
 
 class Log:
-    """One log as the committer writes it. `directory` is relative to `root`, the data directory."""
+    """One log as the committer writes it. `directory` is relative to `root`, the data directory.
 
-    def __init__(self, disk: Disk, root: Path, directory: str, segment_bytes: int) -> None:
+    A segment is closed beyond `segment_bytes`, or when its first line is older than `max_age_us`.
+    """
+
+    def __init__(
+        self, disk: Disk, root: Path, directory: str, segment_bytes: int, max_age_us: int | None = None
+    ) -> None:
         self._disk = disk
         self._root = root
         self._segment_bytes = segment_bytes
+        self._max_age_us = max_age_us
         self.directory = directory
         self._open: Appender | None = None
+        self._begun = 0
         self._hasher = xxhash.xxh3_64()
         self._before: tuple[int, xxhash.xxh3_64] | None = None
 
@@ -53,13 +72,19 @@ class Log:
         if end is not None:
             self._hasher = checked(self._root, end.path, end.end, end.sum)
             self._open = self._disk.appender(self._root / end.path, end.end)
+            if self._max_age_us is not None:
+                self._begun = begun_at(self._open.path)
 
-    def append(self, data: bytes | memoryview, first: int) -> FileEnd:
-        """Append lines, the first of which has this seq, and say where the file ends now. Not yet synced."""
-        if self._open is not None and self._open.length >= self._segment_bytes:
+    def append(self, data: bytes | memoryview, first: int, at_us: int) -> FileEnd:
+        """Append lines, the first of which has this seq, and say where the file ends now. Not yet synced.
+
+        `at_us` is the time of their commit.
+        """
+        if self._open is not None and (self._open.length >= self._segment_bytes or self._is_old(at_us)):
             self._open.close()
             self._open = None
         if self._open is None:
+            self._begun = at_us
             self._disk.make_directory(self._root / self.directory)
             self._hasher = xxhash.xxh3_64()
             self._open = self._disk.appender(self._root / self.directory / segment_name(first), 0)
@@ -69,6 +94,9 @@ class Log:
         self._open.append(data)
         self._hasher.update(data)
         return self.end()
+
+    def _is_old(self, at_us: int) -> bool:
+        return self._max_age_us is not None and at_us - self._begun >= self._max_age_us
 
     def end(self) -> FileEnd:
         """The open segment as it is now."""
@@ -126,6 +154,42 @@ def checked(root: Path, name: str, end: int, checksum: str) -> xxhash.xxh3_64:
             f"{root / name} {what}; {end} bytes of it with checksum {checksum} are committed. Restore it from a backup."
         )
     return hasher
+
+
+class _Line(msgspec.Struct, rename="camel"):
+    processed_at: str | None = None
+    time: str | None = None
+
+
+def begun_at(path: Path) -> int:
+    """When the first line of a segment was committed, in microseconds since the epoch.
+
+    `CorruptionError` where the line does not say so.
+    """
+    with path.open("rb") as file:
+        try:
+            line = msgspec.json.decode(file.readline(), type=_Line)
+        except msgspec.MsgspecError as error:
+            raise CorruptionError(f"{path}: the first line is damaged: {error}") from error
+    found = parse_time(line.processed_at or line.time or "")
+    if not isinstance(found, int):
+        raise CorruptionError(f"{path}: the first line does not say when it was committed")
+    return found
+
+
+def check_committed(root: Path, seq: int) -> None:
+    """`committed.json` follows the commits, so a journal that ends at a `seq` before it has lost its end."""
+    for feed in FEEDS:
+        path = root / "outbox" / feed / "committed.json"
+        try:
+            told = msgspec.json.decode(path.read_bytes(), type=dict[str, int])["seq"]
+        except (FileNotFoundError, msgspec.MsgspecError, KeyError):
+            continue
+        if told > seq:
+            raise CorruptionError(
+                f"{path} says that seq {told} is committed, but the journal ends at seq {seq}: the end of the "
+                "journal was lost. Restore internal/journal from a backup; the lines are in the outbox."
+            )
 
 
 def closed_segment(end: FileEnd, last: int) -> Segment:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,14 +122,12 @@ def quarantine_tails(disk: Disk, root: Path, state: JournalState, journal_tail: 
     """Copy what no frame covers into quarantine and cut it off the logs."""
     if journal_tail:
         _quarantine(disk, root, f"journal-{state.seq}.tail", journal_tail)
+    remove_below(disk, root, state.kept)
     for log in LOGS:
         known = {segment.path: segment.bytes for segment in state.segments[log]}
         if log in state.ends:
             known[state.ends[log].path] = state.ends[log].end
         for path in sorted((root / log).glob("*.jsonl")):
-            if path.stem.isdecimal() and number_of(path.name) < state.kept.get(log, 0):
-                disk.remove(path)  # the retention was stopped between its frame and the removal
-                continue
             end = known.get(str(path.relative_to(root)), 0)
             size = path.stat().st_size
             if size > end:
@@ -142,6 +141,17 @@ def quarantine_tails(disk: Disk, root: Path, state: JournalState, journal_tail: 
                 appender.cut(end)
                 appender.sync()  # what is cut must not come back between this segment and the next
                 appender.close()
+
+
+def remove_below(disk: Disk, root: Path, kept: Mapping[str, int]) -> list[str]:
+    """Remove the segments of logs below their floors; which these were, relative to `root`."""
+    gone = []
+    for log, floor in kept.items():
+        for path in sorted((root / log).glob("*.jsonl")):
+            if path.stem.isdecimal() and number_of(path.name) < floor:
+                disk.remove(path)
+                gone.append(str(path.relative_to(root)))
+    return gone
 
 
 def _quarantine(disk: Disk, root: Path, name: str, data: bytes) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from store.index import Hits
 from store.journal import Checkpoint, Frame, InputState, Journal, Rules, read_journal
 from store.kinds import KINDS
 from store.links import Links
-from store.log import FEEDS, Log
+from store.log import FEEDS, Log, check_committed
 from store.lookup import rows_at
 from store.recovery import LOGS, open_catalog, quarantine_tails, recover_hot, state_of
 from store.rot import known_damage
@@ -45,16 +46,18 @@ logger = logging.getLogger("oncelake.store")
 _JOURNAL_BYTES = 1 << 20
 """A journal file is folded into a checkpoint beyond this."""
 
+_SEGMENTS_OF_RETENTION = 8
+"""A segment covers an eighth of its retention at most, so that lines are kept little longer than asked."""
+
 
 @dataclass(frozen=True)
 class StoreSettings:
-    """How a store is kept. `hot_rows` and `hot_bytes` are the bounds at which commits wait for the flush."""
+    """How a store is kept. `retention_us` says by log how long its lines are kept; for ever where it says nothing."""
 
     root: Path
     fsync: bool = True
-    flush_rows: int = 350_000
-    flush_bytes: int = 192 << 20
     segment_bytes: int = 256 << 20
+    retention_us: Mapping[str, int] = field(default_factory=dict)
     compaction: CompactionSettings = field(default_factory=CompactionSettings)
 
 
@@ -71,6 +74,7 @@ class Commit:
     inputs: tuple[InputState, ...] = ()
     closed: tuple[str, ...] = ()
     rules: Rules | None = None
+    kept: Mapping[str, int] = field(default_factory=dict)
 
 
 class Store:
@@ -109,12 +113,14 @@ class Store:
             first = Frame(0, 1, 0, 0, checkpoint=Checkpoint())
             contents = Journal.create(self.disk, directory, first)
         self.state = state_of(contents)
-        self._check_committed()
+        check_committed(self.root, self.state.seq)
         catalog = open_catalog(self.disk, self.root, self.hasher, contents)
         quarantine_tails(self.disk, self.root, self.state, contents.tail)
         self._logs: dict[str, Log] = {}
         for name in LOGS:
-            self._logs[name] = Log(self.disk, self.root, name, self.settings.segment_bytes)
+            keep = self.settings.retention_us.get(name)
+            age = None if keep is None else keep // _SEGMENTS_OF_RETENTION
+            self._logs[name] = Log(self.disk, self.root, name, self.settings.segment_bytes, age)
             self._logs[name].restore(self.state.ends.get(name))
         self._catalog: Catalog = catalog.catalog
         self._run_rows: list[RunRow] = catalog.runs
@@ -139,20 +145,6 @@ class Store:
             self.disk, self.root, self._catalog, self._links, self._locks, self.settings.compaction, self
         )
         self.write_committed()
-
-    def _check_committed(self) -> None:
-        """`committed.json` follows the commits, so a journal that ends before it has lost its end."""
-        for feed in FEEDS:
-            path = self.root / "outbox" / feed / "committed.json"
-            try:
-                told = msgspec.json.decode(path.read_bytes(), type=dict[str, int])["seq"]
-            except (FileNotFoundError, msgspec.MsgspecError, KeyError):
-                continue
-            if told > self.state.seq:
-                raise CorruptionError(
-                    f"{path} says that seq {told} is committed, but the journal ends at seq {self.state.seq}: the "
-                    "end of the journal was lost. Restore internal/journal from a backup; the lines are in the outbox."
-                )
 
     # -- reading
 
@@ -255,7 +247,7 @@ class Store:
             ):
                 if len(data):
                     touched.append(self._logs[name])
-                    ends.append(self._logs[name].append(data, key))
+                    ends.append(self._logs[name].append(data, key, commit.processed_at_us))
         except BaseException as error:
             raise self._undone(touched, error) from error
         frame = Frame(
@@ -267,6 +259,7 @@ class Store:
             inputs=list(commit.inputs),
             closed=list(commit.closed),
             rules=commit.rules,
+            kept=dict(commit.kept),
         )
         try:
             for log in touched:

@@ -135,10 +135,8 @@ class _Run:
         else:
             self.flushed = self._parquet.dense_to(self.seq)
         logs = survey.commits.logs
-        kept = next((file.first for file in logs["outbox/notifications"]), 1)
-        kept_alerts = next((file.first for file in logs["outbox/alerts"]), kept) if kept > 1 else 1
-        self._notifications = self._feed("notification", kept, survey)
-        self._alerts = self._feed("alert", kept_alerts, survey)
+        self._notifications = self._feed("notification", survey)
+        self._alerts = self._feed("alert", survey)
         self._derived = Derived(self.connection, self._scratch, self._hasher, (self.seq, self.flushed), self._findings)
         self._rollups = Rollups(self.connection, self.flushed, self._findings)
         load_rules(self.connection, survey.commits.rules)
@@ -157,9 +155,10 @@ class _Run:
         letters = [file for file in logs["rejected"] if file.path not in survey.gone]
         check_letters(self.connection, self._root, letters, self._findings)
 
-    def _feed(self, kind: str, floor: int, survey: Survey) -> Feed:
-        files = survey.commits.logs[f"outbox/{kind}s"]
-        return Feed(self._root, kind, files, survey.gone, floor, self._findings)
+    def _feed(self, kind: str, survey: Survey) -> Feed:
+        log = f"outbox/{kind}s"
+        floor = survey.commits.kept.get(log, 1)
+        return Feed(self._root, kind, survey.commits.logs[log], survey.gone, floor, self._findings)
 
     def _open_parquet(self, survey: Survey) -> ParquetRecords:
         parquet = ParquetRecords(self.connection, self.holding, survey.files, self._findings)

@@ -50,6 +50,8 @@ class Commits:
     logs: dict[str, list[LogFile]] = field(default_factory=lambda: {log: [] for log in LOGS})
     rules: list[RulesSince] = field(default_factory=list)
     digests: dict[int, str] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
+    """By log: segments below this number were removed by its retention."""
 
     def apply(self, frame: dict[str, Any]) -> None:
         """One more frame."""
@@ -57,6 +59,9 @@ class Commits:
             self._restore(frame["checkpoint"])
         for end in frame["files"]:
             self._grow(LogFile(end["path"], end["end"], end["sum"]))
+        for log, first in frame.get("kept", {}).items():
+            self.kept[log] = first
+            self.logs[log] = [file for file in self.logs[log] if file.first >= first]
         if frame.get("rules") is not None:
             self.rules.append(_rules(frame["firstSeq"], frame["rules"]))
         self.seq, self.number, self.processed_at = frame["lastSeq"], frame["number"], frame["processedAt"]
@@ -67,6 +72,7 @@ class Commits:
             self._grow(LogFile(segment["path"], segment["bytes"], segment["sum"]))
         for end in checkpoint.get("files", []):
             self._grow(LogFile(end["path"], end["end"], end["sum"]))
+        self.kept = dict(checkpoint.get("kept", {}))
         self.rules = [_rules(rules["firstSeq"], rules["rules"]) for rules in checkpoint.get("rules", [])]
 
     def _grow(self, end: LogFile) -> None:

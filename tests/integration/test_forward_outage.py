@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from outbox.feed import Feed
 from outbox.forwarder.settings import Forward
 from outbox.forwarder.shipper import Shipper
 from store.files import Disk
@@ -19,7 +18,7 @@ from tests.support.lake import Lake
 
 @pytest.fixture
 def lake(tmp_path: Path) -> Iterator[Lake]:
-    lake = Lake(tmp_path / "data", threshold="100")
+    lake = Lake(tmp_path / "data", threshold="100", retention_us={f"outbox/{feed}": 1 for feed in FEEDS})
     yield lake
     lake.close()
 
@@ -28,13 +27,17 @@ def lake(tmp_path: Path) -> Iterator[Lake]:
 def test_a_day_of_outage_is_made_up_from_the_parquet_where_segments_are_gone(lake: Lake, name: str) -> None:
     """In order, to the byte, each line once. Meanwhile records come in, and the sink is asked now and then."""
     clock, sink = Clock(), PlainSink()
-    plain = inside(lake.store, name, lake.root / "tmp")
-    kept = [1]
-    feed = Feed(name, dataclasses.replace(plain._source, kept_from=lambda: kept[0]))
     ship = Shipper(
         Forward("sink", "http://127.0.0.1:9/", feed=name, batch=10),  # type: ignore[arg-type]
-        feed, lambda: sink, lake.root, "store", Disk(fsync=False), clock=clock, now=clock.today, chance=lambda: 0.5,
-    )  # fmt: skip
+        inside(lake.store, name, lake.root / "tmp"),
+        lambda: sink,
+        lake.root,
+        "store",
+        Disk(fsync=False),
+        clock=clock,
+        now=clock.today,
+        chance=lambda: 0.5,
+    )
     fill(lake, 6, 9)
     drive(ship, 54)
     sink.is_down = True
@@ -45,11 +48,9 @@ def test_a_day_of_outage_is_made_up_from_the_parquet_where_segments_are_gone(lak
             clock.at += ship.step()
     assert clock.at > 86_000 and lake.store.seq == lake.store.flushed == 162
     expected = all_lines(lake.root, name)
-    segments = sorted((lake.root / "outbox" / name).glob("*.jsonl"))
-    for path in segments[:-1]:
-        path.unlink()  # as the retention does, with what is in the Parquet
-    kept[0] = int(segments[-1].stem)
-    assert kept[0] > 100, "the backlog must reach into what is gone"
+    assert lake.retain(time.time_ns() // 1_000)
+    assert lake.store.state.kept_from(name) > 100, "the backlog must reach into what is gone"
+    assert len(all_lines(lake.root, name)) < 30
     sink.is_down = False
     drive(ship, 162)
     ship.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ from store.files import Disk
 from store.journal import Rules
 from store.outcomes import Reply
 from store.queries import Filters
+from store.retention import Retention
 from store.store import Store, StoreSettings
 from tests.support.batches import MEDIA_TYPES
 
@@ -37,11 +40,12 @@ class Lake:
         chunk_rows: int = 16,
         segment_bytes: int = 4_000,
         disk: Disk | None = None,
+        retention_us: Mapping[str, int] | None = None,
     ) -> None:
         self.root = root
         self._rules = Rules(threshold)
         self._limits = Limits(chunk_rows=chunk_rows)
-        self._settings = StoreSettings(root, fsync=False, segment_bytes=segment_bytes)
+        self._settings = StoreSettings(root, False, segment_bytes, retention_us or {})
         self._disk = disk
         self.open()
 
@@ -54,6 +58,22 @@ class Lake:
         self.inbox = Inbox(
             self.store.disk, self.committer, RecordRules(), self._limits, InboxSettings(self.root, settle_s=0.0)
         )
+
+    def retain(self, now_us: int, *, remove: bool = True) -> list[str]:
+        """What the retention removes at this time, once its floors are committed."""
+        asked: list[Mapping[str, int]] = []
+
+        def raise_floors(floors: Mapping[str, int]) -> None:
+            asked.append(floors)
+            self.committer.raise_floors(floors)
+
+        retention = Retention(self.store, raise_floors, lambda: now_us)
+        assert retention.run_once() == []
+        end = time.monotonic() + 10
+        while asked and any(self.store.state.kept.get(log) != floor for log, floor in asked[0].items()):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        return retention.run_once() if remove else []
 
     def close(self) -> None:
         """Stop, without a flush: the next start has hot rows to load."""
