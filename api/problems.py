@@ -107,15 +107,19 @@ def problem_of(scope: Any, error: Exception) -> Response[bytes]:
         case DamagedFileError():
             return problem(500, "corruption", str(error), file=error.file)
         case CorruptionError():
-            logger.error("%s %s (request %s): %s", *_named(scope), error)
+            logger.error("%s %s (request %s): %s", *_named(scope), error, extra=_fields(scope))
             return problem(500, "corruption", "stored data is damaged: the operator finds it in the log")
-    logger.error("%s %s (request %s) failed", *_named(scope), exc_info=error)
+    logger.error("%s %s (request %s) failed", *_named(scope), exc_info=error, extra=_fields(scope))
     return problem(500, "internal", "the service failed to answer; what went wrong is in its log")
 
 
 def _named(scope: Any) -> tuple[str, str, str]:
     """Method, path as the client wrote it (the decoded one may hold line breaks) and id of a request."""
     return str(scope["method"]), bytes(scope["raw_path"]).decode("latin-1"), request_id(scope)
+
+
+def _fields(scope: Any) -> dict[str, dict[str, str]]:
+    return {"fields": {"request": request_id(scope)}}
 
 
 def _input_status(error: InputError) -> int:

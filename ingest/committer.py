@@ -74,6 +74,7 @@ class Committer:
         self._queue = Queue(self._settings, self._takes_files, lambda: store.failure is not None)
         self._closed: dict[str, None] = {}
         self._floors: dict[str, int] = {}
+        self._busy_since: float | None = None
         self._stopping = False
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare", initializer=give_way)
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
@@ -94,6 +95,12 @@ class Committer:
     def alive(self) -> bool:
         """Whether batches are still taken."""
         return self._thread.is_alive() and not self._stopping and self._store.failure is None
+
+    @property
+    def busy_s(self) -> float:
+        """How long the commit under way has taken; 0 where there is none."""
+        since = self._busy_since
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def waiting(self) -> int:
@@ -147,6 +154,7 @@ class Committer:
         """Wait for work, and make one commit of it. False where nothing came, or nothing of it could be committed."""
         jobs = self._queue.take(timeout_s)
         closed = tuple(self._closed)  # with nothing else to commit the wait has gathered them
+        self._busy_since = time.monotonic()
         try:
             if jobs and jobs[0].exclusive:
                 self._decide_alone(jobs[0], closed)
@@ -155,6 +163,8 @@ class Committer:
         except BaseException as error:
             self._give_up(jobs, error)
             raise
+        finally:
+            self._busy_since = None
         return bool(jobs)
 
     def _give_up(self, jobs: list[Job], error: BaseException) -> None:

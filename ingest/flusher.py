@@ -39,6 +39,7 @@ class Flusher:
         self._wakeup = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="flusher", daemon=True)
+        self._passed = time.monotonic()
         self.problem: str | None = None
         self.done = (0, 0, 0.0)
         """Flushes since the start, their records and seconds."""
@@ -58,6 +59,12 @@ class Flusher:
     def alive(self) -> bool:
         """Whether hot rows are still flushed."""
         return self._thread.is_alive()
+
+    @property
+    def overdue_s(self) -> float:
+        """For how long hot rows have waited beyond the interval for a flush to end."""
+        late = time.monotonic() - self._passed - self._interval_s
+        return max(late, 0.0) if self._store.hot_rows else 0.0
 
     def committed(self) -> None:
         """Told after each commit: wakes the flush when enough is hot."""
@@ -82,6 +89,7 @@ class Flusher:
         while not self._stopping and self._store.merge_once():
             pass
         self._retain()
+        self._passed = time.monotonic()
         return rows
 
     def _run(self) -> None:

@@ -46,6 +46,7 @@ class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     data_dir: str = "data"
     fsync: bool = True
+    min_free_bytes: Annotated[int, Meta(ge=0)] = 32 << 20
     flush_interval_s: Seconds = 5.0
     flush_rows: Positive = 350_000
     flush_bytes: Positive = 192 << 20
@@ -122,6 +123,7 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["human", "json"] = "human"
+    access: Literal["none", "errors", "all"] = "errors"
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,10 +1,14 @@
-"""What the service says of itself, on standard error: a line for a person, or JSON."""
+"""What the service says of itself, on standard error: a line for a person, or JSON.
+
+`extra={"fields": {…}}` of a log call are members of the JSON.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -13,12 +17,13 @@ __all__ = ["configure_logging"]
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
+        line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return msgspec.json.encode(line).decode()

@@ -23,6 +23,7 @@ from outbox.forwarder.status import SinkStatus
 from outbox.news import News
 from outbox.remake import Origin
 from service.config import Config, retention_s
+from service.health import health_of
 from service.metrics import Metrics
 from store.compaction import CompactionCounters, CompactionSettings
 from store.engine import Engine
@@ -213,27 +214,7 @@ class Lake:
 
     def health(self) -> dict[str, dict[str, object]]:
         """The state of each component."""
-        store = self.store
-        problem: object = store.failure or self.flusher.problem or store.damage or self.scrubber.problem
-        if problem is None and not (self.committer.alive and self.flusher.alive):
-            problem = "it takes no commits"
-        return {
-            "store": {
-                "status": "ok" if problem is None else str(problem),
-                "seq": store.seq,
-                "flushedSeq": store.flushed,
-                "hotRows": store.hot_rows,
-                "queue": self.committer.waiting,
-            },
-            "inbox": {
-                "status": "ok" if self.inbox.alive and self.inbox.problem is None else self.inbox.problem or "stopped",
-                "waiting": self.inbox.waiting,
-            },
-            "forwarder": {
-                "status": "ok" if self.forwarder.is_alive else "stopped",
-                "sinks": {status.name: status.to_json() for status in self.forwarder.statuses()},
-            },
-        }
+        return health_of(self)
 
 
 def _retention_us(config: Config) -> dict[str, int]:

@@ -19,6 +19,7 @@ from api.app import create_app
 from api.ports import ApiSettings
 from api.tokens import Tokens
 from outbox.news import News
+from service.access_log import AccessLog
 from service.config import Config
 from service.connections import ConnectionLimits, protocol
 from service.logs import configure_logging
@@ -84,7 +85,7 @@ def serve(config: Config) -> int:
     draining = Draining(app, config.api.shutdown_s)
     server = _Server(
         uvicorn.Config(
-            draining,
+            draining if config.log.access == "none" else AccessLog(draining, config.log.access),
             loop="uvloop",
             http=protocol(_connection_limits(config)),
             ws="none",

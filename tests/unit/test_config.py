@@ -30,6 +30,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "store.fsync": ("false", False),
     "store.flush_interval_s": ("0.25", 0.25),
     "store.flush_rows": ("1_000", 1_000),
+    "store.min_free_bytes": ("0", 0),
     "store.flush_bytes": ("4096", 4_096),
     "store.query_memory": ("1GB", "1GB"),
     "store.query_threads": ("3", 3),
@@ -74,6 +75,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "api.shutdown_s": ("19", 19.0),
     "log.level": ("debug", "debug"),
     "log.format": ("json", "json"),
+    "log.access": ("all", "all"),
 }
 
 
