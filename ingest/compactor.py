@@ -9,7 +9,6 @@ import threading
 import time
 
 from store.errors import DiskFullError
-from store.memory import give_back_memory
 from store.store import Store
 
 __all__ = ["Compactor"]
@@ -52,7 +51,6 @@ class Compactor:
                 break
             logger.info("compacted %d partitions in %.2f s", partitions, time.monotonic() - started)
             done += partitions
-            give_back_memory()
         return done
 
     def _run(self) -> None:

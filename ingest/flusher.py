@@ -87,7 +87,7 @@ class Flusher:
             give_back_memory()
         self.problem = None
         while not self._stopping and self._store.merge_once():
-            pass
+            give_back_memory()
         self._retain()
         self._passed = time.monotonic()
         return rows

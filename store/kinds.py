@@ -41,7 +41,7 @@ def _tier(rows: Sequence[RunRow]) -> list[RunRow]:
 
 def _neighbours(rows: Sequence[RunRow]) -> list[RunRow]:
     ordered = sorted(rows, key=lambda row: row.min_seq)
-    count = rollups.adjacent_to_merge([row.max_seq - row.min_seq + 1 for row in ordered])
+    count = rollups.adjacent_to_merge([row.rows for row in ordered])
     return ordered[len(ordered) - count :]
 
 

@@ -22,6 +22,7 @@ from store.catalog import FileRow
 from store.engine import Stop
 from store.errors import CorruptionError
 from store.flush import checksum_of
+from store.memory import give_back_memory
 from store.parquet import describe, flush_of, partition_writer, partitions, write_partition
 from store.schema import STORED
 from store.snapshot import SealedFile
@@ -99,6 +100,7 @@ def _merge_large(files: Sequence[SealedFile], path: Path, name: str, how: Mergin
                 writer.write(pa.Table.from_batches([batch.cast(STORED)]))
         before = _facts(connection, paths)
         after = _facts(connection, [str(path)])
+    give_back_memory()
     rows, min_seq, max_seq, min_time, max_time, _ = after
     if before != after or rows != sum(file.rows for file in files):
         raise CorruptionError(f"{name} would hold {after}, the files that it stands for hold {before}")

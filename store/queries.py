@@ -236,12 +236,15 @@ class _RolledUp:
     start_us: int | None
     end_us: int | None
 
-    def holds(self, file: SealedFile) -> bool:
-        """Whether no record of the file has to be read."""
-        return (
-            file.max_seq <= self.covered
-            and (self.start_us is None or file.min_time_us >= self.start_us)
-            and (self.end_us is None or file.max_time_us < self.end_us)
+    def holds(self, file: SealedFile, filters: Filters) -> bool:
+        """Whether no record of the file has to be read: none above `covered`, and none of an hour that is cut."""
+        edges = []
+        if filters.start_us is not None and self.start_us is not None:
+            edges.append((filters.start_us, self.start_us))
+        if filters.end_us is not None and self.end_us is not None:
+            edges.append((self.end_us, filters.end_us))
+        return file.max_seq <= self.covered and not any(
+            begin < end and file.min_time_us < end and file.max_time_us >= begin for begin, end in edges
         )
 
 
@@ -296,7 +299,7 @@ def _source(snapshot: Snapshot, filters: Filters, rolled: _RolledUp | None = Non
     files = [file for file in snapshot.files if _may_match(file, filters, flushed)]
     outside = ""
     if rolled is not None:
-        files = [file for file in files if not rolled.holds(file)]
+        files = [file for file in files if not rolled.holds(file, filters)]
         outside = _outside(rolled, parameters) if files else ""
     hot = as_tables([table for table in snapshot.hot if table.num_rows], STORED)
     parts = []

@@ -156,12 +156,13 @@ def covering(rollups: Sequence[Rollup], seq: int) -> tuple[list[Rollup], int]:
     return chosen, covered
 
 
-def adjacent_to_merge(spans: Sequence[int]) -> int:
-    """How many of the newest rollups, which stand for so many seqs each, to merge into one now; 0 for none.
+def adjacent_to_merge(sizes: Sequence[int]) -> int:
+    """How many of the newest rollups, which have so many rows each, to merge into one now; 0 for none.
 
-    As `store.runs.tier_to_merge`, but only neighbours are merged, so that a rollup always stands for one range.
+    As `store.runs.tier_to_merge`, but only neighbours are merged, so that a rollup always stands for one range. Those
+    of the same hours and destinations do not grow when they are merged, so that in the end few are left.
     """
-    classes = [max(span, 1).bit_length() // 2 for span in spans]
+    classes = [max(size, 1).bit_length() // 2 for size in sizes]
     for size in sorted(set(classes)):
         above = max((place for place, found in enumerate(classes) if found > size), default=-1)
         newest = classes[above + 1 :]

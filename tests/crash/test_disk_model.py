@@ -22,7 +22,7 @@ from tests.support.recording import Op, Recorder, recorded
 from tests.support.scenarios import JOURNAL_BYTES, SCENARIOS, Run
 from tests.support.trials import Recording, assert_recovers, in_memory, record, states_of
 
-STATES = int(os.environ.get("ONCELAKE_TEST_STATES", "12000"))
+STATES = int(os.environ.get("ONCELAKE_TEST_STATES", "20000"))
 SEED = int(os.environ.get("ONCELAKE_TEST_SEED", "20261123"))
 CUT_AGAIN_EVERY = 40
 CUTS_OF_A_RECOVERY = 8

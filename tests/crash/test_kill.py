@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.service import Service, oncelake, wait_until
 
-KILLS = int(os.environ.get("ONCELAKE_TEST_KILLS", "34"))
+KILLS = int(os.environ.get("ONCELAKE_TEST_KILLS", "67"))
 SEED = int(os.environ.get("ONCELAKE_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
 BULK_RECORDS = 60_000
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
+from collections.abc import Iterator
 from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from store import queries
 from store import rollups as module
+from store.engine import Engine
+from store.queries import Filters, totals
 from store.rollups import HOUR_US, ROLLUP_SCHEMA, Rollup, adjacent_to_merge, covering, merged, of_records, pages
 from store.store import Store
 from store.verify import verify
@@ -205,3 +209,61 @@ def json_record(number: int) -> dict[str, str]:
 
 def rows_of(store: Store) -> list[dict[str, Any]]:
     return pa.Table.from_batches(merged(store.snapshot().rollups), ROLLUP_SCHEMA).to_pylist()
+
+
+MINUTE_US = 60_000_000
+
+
+@pytest.fixture(scope="module")
+def rolled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Engine, list[Any]]]:
+    """Records of three days in several files and rollups, the last ones hot; and the records, plainly."""
+    root = tmp_path_factory.mktemp("rolled") / "data"
+    store = open_store(root, segment_bytes=1 << 20)
+    committer = Direct(store)
+    records = [record_of(number) for number in range(240)]
+    for first in range(0, 240, 40):
+        committer.take(list(records[first : first + 40]))
+        if first < 200:
+            store.flush_once()
+    engine = Engine(root, tmp_path_factory.mktemp("temp"), memory="64MB")
+    yield store, engine, records
+    engine.close()
+    committer.stop()
+    store.close()
+
+
+bounds = st.none() | st.integers(-30, 3 * 24 * 4 + 30).map(lambda quarter: START_US + quarter * 15 * MINUTE_US)
+
+
+@settings(max_examples=150, deadline=None)
+@given(bounds, bounds, st.none() | st.integers(0, 240), st.sampled_from([None, "positive", "negative"]))
+def test_totals_of_any_window_are_the_plain_sums(
+    rolled: tuple[Store, Engine, list[Any]], start: int | None, end: int | None, as_of: int | None, kind: str | None
+) -> None:
+    """Begun and ended on the hour or within it, as of any seq: from rollups, files and hot rows together."""
+    store, engine, records = rolled
+    expected: dict[tuple[str, str], list[Any]] = {}
+    for _, time, _, destination, of_kind, value, unit, _ in records[: 240 if as_of is None else as_of]:
+        if (start is None or time >= start) and (end is None or time < end) and kind in (None, of_kind):
+            sums = expected.setdefault((destination, unit), [0, Decimal(0), Decimal(0)])
+            sums[0] += 1
+            sums[1 if of_kind == "positive" else 2] += value
+    filters = Filters(start_us=start, end_us=end, as_of=as_of, type=kind)
+    found = totals(engine, store.snapshot(), filters).to_pylist()
+    assert {(row["destinationId"], row["unit"]): [row["count"], row["positive"], row["negative"]] for row in found} == (
+        expected
+    )
+
+
+def test_whole_hours_of_what_is_flushed_read_no_file(
+    rolled: tuple[Store, Engine, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even those of the days on which the window begins and ends; within an hour only the files of that hour."""
+    store, engine, _ = rolled
+    read: list[int] = []
+    monkeypatch.setattr(queries, "sound", lambda files: read.append(len(files)))
+    begin = START_US + 13 * HOUR_US
+    totals(engine, store.snapshot(), Filters(start_us=begin, end_us=begin + 30 * HOUR_US))
+    assert read == []
+    totals(engine, store.snapshot(), Filters(start_us=begin + MINUTE_US, end_us=begin + 30 * HOUR_US))
+    assert len(read) == 1 and 0 < read[0] < len(store.snapshot().files)
