@@ -12,12 +12,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from store.errors import TransientError
 
-__all__ = ["Catalog", "CatalogDamagedError", "FileRow", "Intent", "Move", "RunRow", "Swap"]
+__all__ = ["Catalog", "CatalogDamagedError", "FileRow", "Intent", "Move", "RunKind", "RunRow", "Swap"]
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -35,6 +36,10 @@ CREATE TABLE IF NOT EXISTS intents (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, 
 
 _NOT_DAMAGE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_NOMEM}
 """Reasons for which a catalog that is whole cannot be opened: making it anew reads every record."""
+
+
+RunKind = Literal["index", "summaries", "rollups"]
+Row = TypeVar("Row", bound=msgspec.Struct)
 
 
 class CatalogDamagedError(Exception):
@@ -56,10 +61,10 @@ class FileRow(msgspec.Struct, frozen=True):
 
 
 class RunRow(msgspec.Struct, frozen=True):
-    """A run of the index or of the summaries (`kind`), which covers these seqs."""
+    """A run of a kind, which covers these seqs."""
 
     name: str
-    kind: str
+    kind: RunKind
     rows: int
     min_seq: int
     max_seq: int
@@ -131,8 +136,8 @@ class Catalog:
         """All that it holds; the meta is None in a new catalog."""
         try:
             meta = dict(self._db.execute("SELECT key, value FROM meta").fetchall())
-            files = [FileRow(*row) for row in self._db.execute("SELECT * FROM files ORDER BY min_seq, name")]
-            runs = [RunRow(*row) for row in self._db.execute("SELECT * FROM runs ORDER BY min_seq, name")]
+            files = [_row(row, FileRow) for row in self._db.execute("SELECT * FROM files ORDER BY min_seq, name")]
+            runs = [_row(row, RunRow) for row in self._db.execute("SELECT * FROM runs ORDER BY min_seq, name")]
             intents = [
                 msgspec.json.decode(body, type=Intent)
                 for (body,) in self._db.execute("SELECT body FROM intents WHERE kind = 'flush' ORDER BY id")
@@ -222,6 +227,11 @@ class Catalog:
                 if self._db.in_transaction:  # SQLite has rolled back by itself where the disk is full
                     self._db.execute("ROLLBACK")
                 raise
+
+
+def _row(values: tuple[Any, ...], kind: type[Row]) -> Row:
+    """A row as its type says; SQLite has no checksums, so that a damaged one may come as anything."""
+    return msgspec.convert(dict(zip(kind.__struct_fields__, values, strict=True)), kind)
 
 
 def _values(row: msgspec.Struct) -> tuple[object, ...]:

@@ -13,12 +13,13 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pyarrow as pa
 import xxhash
 
 from store import rollups
-from store.catalog import Catalog, Intent, Move, RunRow
+from store.catalog import Catalog, Intent, Move, RunKind, RunRow
 from store.errors import CorruptionError
 from store.files import Disk, overlapped
 from store.hot import Hot
@@ -106,7 +107,7 @@ def write_run(
             rows += page.num_rows
     disk.sync_file(path)
     size, checksum = checksum_of(path)
-    return RunRow(name, kind, rows, *seqs, size, checksum)
+    return RunRow(name, cast("RunKind", kind), rows, *seqs, size, checksum)
 
 
 def move_into_place(disk: Disk, root: Path, intent: Intent, locks: PartitionLocks) -> None:
