@@ -14,6 +14,16 @@ settings.register_profile("oncelake", deadline=None)
 settings.load_profile("oncelake")
 
 
+_LONGEST = ("test_kill.py", "test_forward_kill.py", "test_power_cut.py", "test_self_check.py", "test_disk_model.py")
+"""These begin first, so that at the end no worker is left alone with one of them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, the others as they were found."""
+    order = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
 @pytest.fixture(autouse=True)
 def _shippers() -> Iterator[None]:
     """Close what the test connected."""
