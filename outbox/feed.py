@@ -203,7 +203,7 @@ def committed_seq(root: Path, feed: str) -> int:
         return msgspec.json.decode(path.read_bytes(), type=_Committed).seq
     except FileNotFoundError:
         return 0
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise CorruptionError(f"{path} cannot be read: {error}") from error
 
 

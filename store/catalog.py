@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -38,6 +38,7 @@ _NOT_DAMAGE = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, 
 """Reasons for which a catalog that is whole cannot be opened: making it anew reads every record."""
 
 
+Sum = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
 RunKind = Literal["index", "summaries", "rollups"]
 Row = TypeVar("Row", bound=msgspec.Struct)
 
@@ -57,7 +58,7 @@ class FileRow(msgspec.Struct, frozen=True):
     min_time: int
     max_time: int
     bytes: int
-    sum: str
+    sum: Sum
 
 
 class RunRow(msgspec.Struct, frozen=True):
@@ -69,7 +70,7 @@ class RunRow(msgspec.Struct, frozen=True):
     min_seq: int
     max_seq: int
     bytes: int
-    sum: str
+    sum: Sum
 
 
 class Move(msgspec.Struct, frozen=True, rename={"source": "from", "target": "to"}):

@@ -183,8 +183,8 @@ def check_committed(root: Path, seq: int) -> None:
         path = root / "outbox" / feed / "committed.json"
         try:
             told = msgspec.json.decode(path.read_bytes(), type=dict[str, int])["seq"]
-        except (FileNotFoundError, msgspec.MsgspecError, KeyError):
-            continue
+        except (FileNotFoundError, msgspec.MsgspecError, KeyError, UnicodeDecodeError):
+            continue  # it is written anew
         if told > seq:
             raise CorruptionError(
                 f"{path} says that seq {told} is committed, but the journal ends at seq {seq}: the end of the "

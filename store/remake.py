@@ -86,7 +86,7 @@ def why_broken(root: Path, kind: str, rows: Collection[RunRow], flushed: int) ->
             return f"{row.name} is missing or of another size"
         try:
             KINDS[kind].map(path, row)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, LookupError, ValueError) as error:  # its own schema may be damaged
             return f"{row.name} cannot be read: {error}"
         budget -= row.bytes
         if (budget >= 0 or kind == "rollups") and checksum_of(path) != (row.bytes, row.sum):

@@ -89,8 +89,9 @@ def prove(file: SealedFile, pace: Pace) -> None:
         return
     file.condition.is_proven = False
     file.condition.damage = (
-        f"{file.name} is damaged: it has {found[0]} bytes with checksum {found[1]}, the catalog says {file.bytes} with "
-        f"{file.sum}. It holds {file.rows} records of seqs {file.min_seq} to {file.max_seq}; restore it from a backup"
+        f"{file.name} is damaged: it has {found[0]} bytes with checksum {found[1]}, the catalog "
+        f"(internal/catalog.sqlite) says {file.bytes} with {file.sum}. It holds {file.rows} records of seqs "
+        f"{file.min_seq} to {file.max_seq}; restore it from a backup"
     )
     logger.error("%s", file.condition.damage)
 
