@@ -167,6 +167,7 @@ SCHEMAS: dict[str, Schema] = {
             "id": {"type": "string"},
             "status": {"enum": ["conflict", "rejected", "resolved"]},
             "recordId": {"type": ["string", "null"]},
+            "sourceId": {"type": ["string", "null"]},
             "seq": {**_or_null(_SEQ), "description": "of the stored record"},
             "errors": _or_null(_list(_ref("FieldError"))),
             "fields": _or_null(_list({"type": "string"})),

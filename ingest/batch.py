@@ -40,13 +40,14 @@ class Located(NamedTuple):
 
 @dataclass(frozen=True)
 class Reject:
-    """A record that broke a rule. `record_id` is None where it is itself not valid."""
+    """A record that broke a rule. `record_id` and `source_id` are None where they are themselves not valid."""
 
     index: int
     line: int | None
     record_id: str | None
     errors: tuple[FieldError, ...]
     original: bytes
+    source_id: str | None = None
 
 
 @dataclass(frozen=True)

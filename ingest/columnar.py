@@ -50,7 +50,7 @@ def _chunk(batch: pa.RecordBatch, rules: Rules, at: Position) -> Chunk:
     with translated("data"):
         decoded = _decode(batch, rules)
         rejects = [
-            Reject(at.index + row, None, found.record_id, found.errors, _original(batch, row))
+            Reject(at.index + row, None, found.record_id, found.errors, _original(batch, row), found.source_id)
             for row, found in decoded.rejected
         ]
 

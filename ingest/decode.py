@@ -109,7 +109,7 @@ def decode_single(body: bytes, rules: Rules) -> Record | Reject | None:
             return found
     if found.broken:
         raise UndecodableError(f"The body cannot be decoded. {found.errors[0].message}", code=found.broken_code)
-    return Reject(0, None, found.record_id, found.errors, body)
+    return Reject(0, None, found.record_id, found.errors, body, found.source_id)
 
 
 def _texts(

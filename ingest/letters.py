@@ -21,6 +21,10 @@ ORIGINAL_BYTES = 64 << 10
 """An original record is kept up to here."""
 
 
+Ids = tuple[str | None, str | None]
+"""The recordId and the sourceId of a record, where they are valid."""
+
+
 class _Source(msgspec.Struct, frozen=True):
     request: str | None
     file: str | None
@@ -33,6 +37,7 @@ class _Letter(msgspec.Struct, frozen=True, rename="camel"):
     id: str
     status: Literal["conflict", "rejected", "resolved"]
     record_id: str | None
+    source_id: str | None
     seq: int | None
     errors: tuple[FieldError, ...] | None
     fields: tuple[str, ...] | None
@@ -56,17 +61,17 @@ class Letters:
         """A record (or, with index -1, a whole batch) that broke a rule."""
         located = Located(reject.line, reject.original)
         index = reject.index if reject.index >= 0 else None
-        self._add("rejected", source, index, located, reject.record_id, errors=reject.errors)
+        self._add("rejected", source, index, located, (reject.record_id, reject.source_id), errors=reject.errors)
 
     def conflict(
-        self, source: Source, index: int, located: Located, record_id: str, seq: int, fields: tuple[str, ...]
+        self, source: Source, index: int, located: Located, ids: Ids, seq: int, fields: tuple[str, ...]
     ) -> None:
         """A record whose recordId is stored with other values; `seq` is that of the stored one."""
-        self._add("conflict", source, index, located, record_id, seq=seq, fields=fields)
+        self._add("conflict", source, index, located, ids, seq=seq, fields=fields)
 
-    def resolved(self, source: Source, original: bytes, record_id: str, seq: int) -> None:
+    def resolved(self, source: Source, original: bytes, ids: Ids, seq: int) -> None:
         """The record of a dead letter was sent again, and is stored as `seq`: committed together with it."""
-        self._add("resolved", source, 0, Located(None, original), record_id, seq=seq)
+        self._add("resolved", source, 0, Located(None, original), ids, seq=seq)
 
     def _add(
         self,
@@ -74,7 +79,7 @@ class Letters:
         source: Source,
         index: int | None,
         located: Located,
-        record_id: str | None,
+        ids: Ids,
         *,
         seq: int | None = None,
         errors: tuple[FieldError, ...] | None = None,
@@ -91,7 +96,8 @@ class Letters:
         letter = _Letter(
             id=f"{self._commit}-{len(self._lines) + 1}",
             status=status,
-            record_id=record_id,
+            record_id=ids[0],
+            source_id=ids[1],
             seq=seq,
             errors=errors,
             fields=fields,

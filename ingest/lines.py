@@ -87,7 +87,7 @@ class Decoded:
 def chunk_of(decoded: Decoded, text: Lines, first_index: int, end: Position) -> Chunk:
     """The chunk that the committer takes."""
     rejects = [
-        Reject(first_index + row, text.line(row), found.record_id, found.errors, text[row])
+        Reject(first_index + row, text.line(row), found.record_id, found.errors, text[row], found.source_id)
         for row, found in sorted(decoded.rejected, key=lambda pair: pair[0])
     ]
 

@@ -176,14 +176,14 @@ def _with_records(commit: Commit, new: Prepared, find: Find, first_seq: int, pro
 def result_of(part: Part, what: Decided, index: int, letters: Letters | None = None) -> Result:
     """The answer to a part from the outcomes of its rows, its dead letters written beside it."""
     begin, end = what.bounds[index], what.bounds[index + 1]
-    if part.batch.record is not None and what.outcomes.status[begin] != CONFLICT:
-        batch = part.batch
+    batch = part.batch
+    if batch.record is not None and what.outcomes.status[begin] != CONFLICT:
         if batch.source.letter is not None and letters is not None:
-            letters.resolved(batch.source, batch.original, part.batch.record.record_id, int(what.outcomes.seq[begin]))
+            ids = (batch.record.record_id, batch.record.source_id)
+            letters.resolved(batch.source, batch.original, ids, int(what.outcomes.seq[begin]))
         return _single(int(what.outcomes.status[begin]), int(what.outcomes.seq[begin]))
     status, seqs = what.outcomes.status[begin:end], what.outcomes.seq[begin:end]
     counts = np.bincount(status, minlength=3)
-    batch = part.batch
     rejects = [reject for piece in part.pieces for reject in piece.chunk.rejects]
     problems = [Problem(r.index, r.record_id, "rejected", errors=r.errors) for r in rejects[:MAX_PROBLEMS]]
     conflicts = np.flatnonzero(status == CONFLICT)
@@ -194,7 +194,8 @@ def result_of(part: Part, what: Decided, index: int, letters: Letters | None = N
         if number < MAX_PROBLEMS:
             problems.append(Problem(position, record_id, "conflict", int(seqs[row]), fields))
         if letters is not None:
-            letters.conflict(batch.source, position, located, record_id, int(seqs[row]), fields)
+            source_id = what.records.rows.column("sourceId")[begin + row].as_py()
+            letters.conflict(batch.source, position, located, (record_id, source_id), int(seqs[row]), fields)
     if letters is not None:
         for reject in (*rejects, *batch.letters):
             letters.rejected(batch.source, reject)

@@ -100,6 +100,8 @@ class Rejected(NamedTuple):
     broken: bool = False
     broken_code: str | None = None
     """Of a body that fails as a whole because of this record, where that is not `undecodable`."""
+    source_id: str | None = None
+    """None where it is itself not valid."""
 
 
 def malformed(message: str, *, broken: bool = False, field: str | None = None) -> Rejected:
@@ -222,9 +224,11 @@ def check_fields(fields: Mapping[str, object], rules: Rules) -> Record | Rejecte
         errors.extend(_unknown([name for name in fields if name not in CANONICAL_FIELDS]))
     if not errors:
         return Record(*values.values())  # type: ignore[arg-type]
-    record_id = values.get("recordId")
-    bad = any(error.field == "recordId" for error in errors)
-    return Rejected(None if bad else cast("str | None", record_id), tuple(errors))
+    bad = {error.field for error in errors if error.code != "source_not_allowed"}
+    record_id, source_id = (
+        None if name in bad else cast("str | None", values.get(name)) for name in ("recordId", "sourceId")
+    )
+    return Rejected(record_id, tuple(errors), source_id=source_id)
 
 
 def _unknown(names: list[str]) -> list[FieldError]:

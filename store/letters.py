@@ -138,7 +138,10 @@ def _lines_backwards(path: Path, end: int) -> Iterator[bytes]:
 
 
 def _source_id(letter: Letter) -> str | None:
-    """The sourceId of the record, where it is JSON."""
+    """The sourceId of the record. Letters of older versions do not tell it: there it is read from a JSON record."""
+    if "sourceId" in letter:
+        found = letter["sourceId"]
+        return found if isinstance(found, str) else None
     try:
         record = msgspec.json.decode(letter["record"] or "", type=dict[str, Any])
     except msgspec.MsgspecError:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from litestar.testing import TestClient
+from pyarrow import csv
 
 from api.app import create_app
 from api.ports import ApiSettings
@@ -78,6 +82,37 @@ def test_letters_are_listed_newest_first_and_filtered(client: TestClient[Any]) -
     assert items(client, file="none.csv") == []
 
 
+@pytest.mark.parametrize("fmt", ["csv", "parquet", "arrow"])
+def test_letters_of_every_format_are_found_by_their_source(client: TestClient[Any], fmt: str) -> None:
+    """A rejection and a conflict of each; a sourceId that is itself not valid finds nothing, and is null."""
+    client.post("/records", json=record(1))
+    changes = ({"unit": ""}, {"sourceId": "source-b", "unit": "u" * 33}, {"sourceId": "source-b"}, {"sourceId": ""})
+    rows = [record(2, **changes[0]), record(3, **changes[1]), record(1, **changes[2]), record(4, **changes[3])]
+    table, sink = pa.Table.from_pylist(rows), io.BytesIO()
+    if fmt == "csv":
+        csv.write_csv(table, sink)
+    elif fmt == "parquet":
+        pq.write_table(table, sink)
+    else:
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    media = {"csv": "text/csv", "parquet": "application/vnd.apache.parquet"}
+    kind = media.get(fmt, "application/vnd.apache.arrow.stream")
+    counts = client.post("/records", content=sink.getvalue(), headers={"content-type": kind}).json()
+    assert (counts["conflict"], counts["rejected"]) == (1, 3)
+    assert [item["recordId"] for item in items(client, sourceId="source-b")] == ["rec-003", "rec-001"]
+    assert [item["recordId"] for item in items(client, sourceId="source-a")] == ["rec-002"]
+    assert [item["sourceId"] for item in items(client)] == [None, "source-b", "source-a", "source-b"]
+
+
+def test_a_letter_of_an_older_version_is_found_by_the_source_in_its_record() -> None:
+    """Those hold no sourceId; a record that is no JSON has none."""
+    old = {"status": "rejected", "source": {"file": None}, "record": json.dumps(record(1))}
+    assert Wanted(source_id="source-a").fits(old)
+    assert not Wanted(source_id="source-b").fits(old)
+    assert not Wanted(source_id="source-a").fits({**old, "record": "rec-1,source-a"})
+
+
 def test_pages_of_one_walk_hold_every_letter_once_while_more_come(client: TestClient[Any]) -> None:
     """The cursor names the last letter of the page before."""
     for number in range(7):
@@ -135,8 +170,8 @@ def test_only_one_object_for_a_letter_that_there_is(client: TestClient[Any]) -> 
     assert sent_again(client, "9-9", record(1)).status_code == 404
     assert sent_again(client, "nothing", record(1)).status_code == 404
     assert sent_again(client, letter, [record(1)]).json()["code"] == "undecodable"
-    csv = client.post(f"/rejected/{letter}/resubmit", content=b"a\n1\n", headers={"content-type": "text/csv"})
-    assert csv.status_code == 400
+    answer = client.post(f"/rejected/{letter}/resubmit", content=b"a\n1\n", headers={"content-type": "text/csv"})
+    assert answer.status_code == 400
     assert len(items(client)) == 1
 
 

@@ -112,7 +112,14 @@ def main() -> None:
     target, seconds, corpus = sys.argv[1], sys.argv[2], Path(sys.argv[3])
     for number, seed in enumerate(seeds(target)):
         (corpus / f"seed-{number}").write_bytes(seed)
-    options = [f"-max_total_time={seconds}", "-max_len=2000", "-timeout=20", "-rss_limit_mb=2048", "-verbosity=0"]
+    options = [
+        f"-max_total_time={seconds}",
+        "-max_len=2000",
+        "-timeout=20",
+        "-rss_limit_mb=2048",
+        "-verbosity=0",
+        "-print_final_stats=1",
+    ]
     atheris.Setup([sys.argv[0], str(corpus), f"-artifact_prefix={corpus}/", *options], TARGETS[target])
     atheris.Fuzz()
 
