@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from store import index, summaries
 from store.hashing import U64
-from store.runs import Run, paged
+from store.runs import Run
 
 __all__ = ["Committed", "Hot"]
 
@@ -99,7 +99,7 @@ class Hot:
 def combined(runs: list[Run], combine: Callable[[pa.RecordBatch], pa.RecordBatch]) -> Run:
     """Several runs in memory as one."""
     pieces = [page for run in runs for page in run.batches()]
-    return Run(paged(combine(pa.concat_batches(pieces)))) if pieces else Run([])
+    return Run([combine(pa.concat_batches(pieces))] if pieces else [])
 
 
 def _merged(pieces: tuple[T, ...], size: Callable[[T], int], merge: Callable[[list[T]], T]) -> tuple[T, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from store.hashing import U64
-from store.runs import I64, Run, paged
+from store.runs import I64, Run
 
 __all__ = ["INDEX_SCHEMA", "Hits", "entries", "find", "pack_words", "sorted_entries", "unpack_words"]
 
@@ -46,7 +46,7 @@ def unpack_words(words: U64) -> tuple[I64, I64]:
 
 def entries(hi: U64, lo: U64, words: U64, fp: U64) -> Run:
     """A run in memory of these rows."""
-    return Run(paged(sorted_entries(pa.record_batch([hi, lo, words, fp], schema=INDEX_SCHEMA))))
+    return Run([sorted_entries(pa.record_batch([hi, lo, words, fp], schema=INDEX_SCHEMA))])
 
 
 def sorted_entries(rows: pa.RecordBatch) -> pa.RecordBatch:

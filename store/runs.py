@@ -2,7 +2,8 @@
 
 A run is a list of pages (record batches of at most `PAGE_ROWS` rows whose first columns are `hi` and `lo`), sorted by
 hash over all of them; equal hashes never lie on two pages. In a file it is an uncompressed Arrow IPC file that is
-mapped, not loaded: what is looked up often stays in the page cache, and memory does not grow with what is stored.
+mapped, not loaded: what is looked up often stays in the page cache, and memory does not grow with what is stored. A
+look-up computes all its hashes side by side over all pages, so that it costs by hash and not by page.
 
 Runs are merged in tiers, as in an LSM tree, a range of hashes at a time, so that a merge needs the memory of a few
 pages whatever the size of the runs.
@@ -10,9 +11,8 @@ pages whatever the size of the runs.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from store.hashing import U64
 
-__all__ = ["PAGE_ROWS", "Run", "map_run", "merge_ranges", "paged", "tier_to_merge"]
+__all__ = ["PAGE_ROWS", "Run", "map_run", "merge_ranges", "tier_to_merge"]
 
 PAGE_ROWS = 1 << 20
 TIER_RUNS = 4
@@ -29,101 +29,128 @@ TIER_RUNS = 4
 
 I64 = npt.NDArray[np.int64]
 
+_SLICED = 8
+"""So many rows of a page are sliced out one by one in less time than they are taken in one call."""
 
-FILTERED_ROWS = 1 << 16
-"""Pages of at least so many rows have a filter."""
-
-FILTER_BITS = 8
-"""Of a filter, for each row, at least: an eighth of the hashes that are not there pass it at most."""
-
-
-@dataclass(frozen=True)
-class _Page:
-    hi: U64
-    lo: U64
-    rows: pa.RecordBatch
-
-    @cached_property
-    def filter(self) -> tuple[np.uint64, npt.NDArray[np.uint8]]:
-        """(shift, bits): bit `(hi - first) >> shift` is set where the page has such a hash.
-
-        Hashes are uniform and asked for in order, so this reads memory from front to back, where a binary search
-        jumps; most of what is asked for is new and ends here. A mebibyte or two for each million rows, made when the
-        page is first looked into.
-        """
-        span = int(self.hi[-1] - self.hi[0])
-        shift = max(span.bit_length() - (FILTER_BITS * len(self.hi) - 1).bit_length(), 0)
-        marks = np.zeros((span >> shift) + 1, dtype=bool)
-        marks[self.hi - self.hi[0] >> np.uint64(shift)] = True
-        return np.uint64(shift), np.packbits(marks, bitorder="little")
-
-    def may_have(self, hi: U64) -> I64:
-        """Which of the hashes the page can hold; they are not below its first one."""
-        if len(self.hi) < FILTERED_ROWS:
-            return np.arange(len(hi))
-        shift, bits = self.filter
-        inside = int(np.searchsorted(hi, self.hi[-1], side="right"))
-        at = hi[:inside] - self.hi[0] >> shift
-        return np.flatnonzero(bits[at >> np.uint64(3)] >> (at & np.uint64(7)).astype(np.uint8) & 1)
+_NONE = np.zeros(0, np.int64)
+_BLOCK = 1 << 14
+"""So many hashes are looked up at once: what is computed for them stays in the cache."""
 
 
 class Run:
-    """An immutable sorted run. `name` is that of its file relative to the data directory, empty in memory."""
+    """An immutable sorted run. `name` is that of its file relative to the data directory, empty in memory.
 
-    def __init__(self, pages: Iterable[pa.RecordBatch], name: str = "") -> None:
+    A run in memory is one page; `words` is the mapped file of several, as the 64-bit words that it consists of.
+    """
+
+    def __init__(self, pages: Iterable[pa.RecordBatch], name: str = "", words: U64 | None = None) -> None:
         self.name = name
-        self._pages = [
-            _Page(page.column("hi").to_numpy(), page.column("lo").to_numpy(), page) for page in pages if page.num_rows
-        ]
-        self._first = np.array([page.hi[0] for page in self._pages], dtype=np.uint64)
-        self.rows = sum(page.rows.num_rows for page in self._pages)
+        self._pages = [page for page in pages if page.num_rows]
+        self.rows = sum(page.num_rows for page in self._pages)
+        hi, lo = ([page.column(name).to_numpy() for page in self._pages] for name in ("hi", "lo"))
+        self._his, self._los = hi, lo
+        if words is None:
+            assert len(self._pages) <= 1
+            self._hi = hi[0] if hi else np.zeros(0, np.uint64)
+            self._lo = lo[0] if lo else np.zeros(0, np.uint64)
+            self._hi_at = self._lo_at = np.zeros(len(hi), np.int64)
+        else:
+            self._hi = self._lo = words
+            self._hi_at, self._lo_at = _places(hi, words), _places(lo, words)
+        self._sizes = np.array([len(page) for page in hi], np.int64)
+        self._ends = self._hi_at + self._sizes
+        self._first = np.array([page[0] for page in hi], np.uint64)
+        last = np.array([page[-1] for page in hi], np.uint64)
+        self._density = self._sizes / np.maximum((last - self._first).astype(np.float64), 1.0)
 
     def find(self, hi: U64, lo: U64) -> Iterator[tuple[I64, pa.RecordBatch]]:
-        """All rows with one of the hashes, page by page, as (index of the hash, row). `hi` must ascend."""
-        if not len(self._pages) or not len(hi):
+        """All rows with one of the hashes, some at a time, as (index of the hash, row). `hi` must ascend."""
+        if not self._pages:
             return
-        bounds = [*np.searchsorted(hi, self._first[1:]).tolist(), len(hi)]
-        begin = int(np.searchsorted(hi, self._first[0]))
-        for page, end in zip(self._pages, bounds, strict=True):
-            if begin < end:
-                needles, rows = _find_in(page, hi[begin:end], lo[begin:end])
-                if len(needles):
-                    yield needles + begin, page.rows.take(pa.array(rows))
-            begin = max(begin, end)
+        for begin in range(int(np.searchsorted(hi, self._first[0])), len(hi), _BLOCK):
+            needles, pages, rows = self._matches(hi[begin : begin + _BLOCK], lo[begin : begin + _BLOCK])
+            if len(needles):
+                yield needles + begin, pa.concat_batches(self._taken(pages, rows))
+
+    def _matches(self, hi: U64, lo: U64) -> tuple[I64, I64, I64]:
+        """(index of the hash, page, row of the page) of every match, by pages.
+
+        A hash may match several rows, which lie side by side on one page.
+        """
+        page = np.searchsorted(self._first, hi, side="right") - 1
+        at, end = self._seek(page, hi), self._ends[page]
+        needle = np.flatnonzero((self._hi[np.minimum(at, end - 1)] == hi) & (at < end))
+        found = []
+        while len(needle):
+            row = at[needle] - self._hi_at[page[needle]]
+            same = self._lo[self._lo_at[page[needle]] + row] == lo[needle]
+            found.append((needle[same], page[needle][same], row[same]))
+            at = at + 1
+            needle = needle[at[needle] < end[needle]]
+            needle = needle[self._hi[at[needle]] == hi[needle]]
+        if not found:
+            return _NONE, _NONE, _NONE
+        needles, pages, rows = (np.concatenate(columns) for columns in zip(*found, strict=True))
+        order = np.argsort(pages, kind="stable")
+        return needles[order], pages[order], rows[order]
+
+    def _taken(self, pages: I64, rows: I64) -> Iterator[pa.RecordBatch]:
+        """The rows of these pages, which ascend."""
+        cuts = [0, *(np.flatnonzero(np.diff(pages)) + 1).tolist(), len(pages)]
+        for low, high in itertools.pairwise(cuts):
+            page = self._pages[int(pages[low])]
+            if high - low > _SLICED:
+                yield page.take(pa.array(rows[low:high]))
+            else:
+                yield from (page.slice(row, 1) for row in rows[low:high].tolist())
+
+    def _seek(self, page: I64, hi: U64) -> I64:
+        """Where in `_hi` the first hash of the page is that is not below each.
+
+        Hashes are uniform, so their places are known but for a few rows: reading one and correcting by what is found
+        leaves little to search, in few pages of memory. Where that is wrong, the whole page is searched.
+        """
+        if len(self._pages) == 1:
+            return np.asarray(self._hi_at[0] + np.searchsorted(self._his[0], hi))
+        size, begin, end, density = (facts[page] for facts in (self._sizes, self._hi_at, self._ends, self._density))
+        guess = begin + np.minimum((hi - self._first[page]) * density, size - 1).astype(np.int64)
+        step = np.clip((hi.view(np.int64) - self._hi[guess].view(np.int64)) * density, -size, size)
+        reach = 4 * np.sqrt(np.abs(step)) + 8
+        low = np.clip(guess + (step - reach).astype(np.int64), begin, end)
+        high = np.clip(guess + (step + reach).astype(np.int64), begin, end)
+        low = np.where((low > begin) & (self._hi[np.maximum(low - 1, begin)] >= hi), begin, low)
+        high = np.where((high < end) & (self._hi[np.minimum(high, end - 1)] < hi), end, high)
+        for _ in range(int((high - low).max(initial=0)).bit_length()):
+            middle = (low + high) >> 1
+            below = (middle < high) & (self._hi[np.minimum(middle, end - 1)] < hi)
+            low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
+        return low
 
     def between(self, low: int, high: int) -> Iterator[pa.RecordBatch]:
         """The rows with `low <= hi < high`."""
-        for page in self._pages:
-            if int(page.hi[0]) >= high:
+        for page, hi in zip(self._pages, self._his, strict=True):
+            if int(hi[0]) >= high:
                 return
-            begin = int(np.searchsorted(page.hi, np.uint64(low)))
-            end = len(page.hi) if high > 0xFFFFFFFFFFFFFFFF else int(np.searchsorted(page.hi, np.uint64(high)))
+            begin = int(np.searchsorted(hi, np.uint64(low)))
+            end = len(hi) if high > 0xFFFFFFFFFFFFFFFF else int(np.searchsorted(hi, np.uint64(high)))
             if begin < end:
-                yield page.rows.slice(begin, end - begin)
+                yield page.slice(begin, end - begin)
 
     def batches(self) -> list[pa.RecordBatch]:
         """The pages as they are."""
-        return [page.rows for page in self._pages]
+        return self._pages
 
 
-def _find_in(page: _Page, hi: U64, lo: U64) -> tuple[I64, I64]:
-    """(index of the hash, row of the page) of every match; a hash may match several rows that lie side by side."""
-    needles = page.may_have(hi)
-    rows = np.searchsorted(page.hi, hi[needles])
-    found_needles, found_rows = [], []
-    last = len(page.hi) - 1
-    while len(rows):
-        here = rows <= last
-        here[here] = page.hi[rows[here]] == hi[needles[here]]
-        rows, needles = rows[here], needles[here]
-        same = page.lo[rows] == lo[needles]
-        found_rows.append(rows[same])
-        found_needles.append(needles[same])
-        rows = rows + 1
-    return np.concatenate(found_needles or [needles]), np.concatenate(found_rows or [rows])
+def _places(columns: Sequence[U64], words: U64) -> I64:
+    """Where in the words of the file each column begins."""
+    bytes_in = np.array([column.ctypes.data - words.ctypes.data for column in columns], np.int64)
+    ends = bytes_in + 8 * np.array([len(column) for column in columns], np.int64)
+    if (bytes_in < 0).any() or (bytes_in % 8).any() or (ends > words.nbytes).any():
+        raise pa.ArrowInvalid("its pages do not lie in the file as they are read")
+    return bytes_in // 8
 
 
-def paged(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+def _paged(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """Cut sorted rows into pages, never between equal hashes."""
     hi = rows.column("hi").to_numpy()
     begin = 0
@@ -148,14 +175,16 @@ def merge_ranges(runs: Sequence[Run], combine: Callable[[pa.RecordBatch], pa.Rec
     for low in range(0, 1 << 64, step):
         pieces = [piece for run in runs for piece in run.between(low, low + step)]
         if pieces:
-            yield from paged(combine(pa.concat_batches(pieces)))
+            yield from _paged(combine(pa.concat_batches(pieces)))
 
 
 def map_run(path: Path, name: str) -> Run:
     """A run mapped from its file."""
     with pa.memory_map(str(path)) as source:
-        reader = pa.ipc.open_file(source)
-        return Run((reader.get_batch(index) for index in range(reader.num_record_batches)), name)
+        data = source.read_buffer()
+    reader = pa.ipc.open_file(data)
+    words = np.frombuffer(data, np.uint64, count=data.size // 8)
+    return Run((reader.get_batch(index) for index in range(reader.num_record_batches)), name, words)
 
 
 def tier_to_merge(rows: Sequence[int]) -> list[int]:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from store.hashing import U64
-from store.runs import I64, Run, paged
+from store.runs import I64, Run
 from store.schema import SCALE
 from store.sums import from_limbs, group_sums, limbs
 
@@ -58,7 +58,7 @@ def of_records(hi: U64, lo: U64, stored: pa.Table) -> Run:
         ],
         schema=SUMMARY_SCHEMA,
     )
-    return Run(paged(added_up(rows)))
+    return Run([added_up(rows)])
 
 
 def added_up(rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -1,0 +1,101 @@
+"""Sorted runs: every row with a hash is found, whatever the hashes are and however they lie on pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+
+from store import runs
+from store.files import Disk
+from store.flush import write_run
+from store.index import INDEX_SCHEMA, entries, find, sorted_entries
+from store.runs import Run, map_run, merge_ranges
+
+U64 = npt.NDArray[np.uint64]
+
+MOST = (1 << 64) - 1
+
+
+def drawn(shape: str, rows: int, chance: np.random.Generator) -> U64:
+    """Hashes as they are (uniform), and as nobody should ever see them."""
+    if shape == "uniform":
+        return chance.integers(0, MOST, rows, np.uint64, endpoint=True)
+    if shape == "crowded":
+        return np.uint64(1 << 63) + chance.integers(0, rows // 3 + 1, rows, np.uint64)
+    if shape == "both ends":
+        ends = chance.integers(0, 100, rows, np.uint64)
+        return np.where(chance.random(rows) < 0.5, ends, np.uint64(MOST) - ends)
+    steps = chance.integers(0, 64, rows, np.uint64)
+    return np.uint64(MOST) >> steps
+
+
+def run_of(hi: U64, lo: U64) -> Run:
+    """Rows in memory; the word of each is where it stood."""
+    return entries(hi, lo, np.arange(len(hi), dtype=np.uint64), lo)
+
+
+def on_disk(directory: Path, pieces: list[Run]) -> Run:
+    """The runs merged, in a file."""
+    pages = merge_ranges(pieces, sorted_entries)
+    write_run(Disk(fsync=False), directory / "run", "index", "run", pages, (0, 0))
+    return map_run(directory / "run", "run")
+
+
+@pytest.mark.parametrize("asked", [1, 40, 3_000])
+@pytest.mark.parametrize("shape", ["uniform", "crowded", "both ends", "powers"])
+def test_a_look_up_finds_every_row_with_the_hash_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str, asked: int
+) -> None:
+    """In one page in memory and in many of a file: the same as a dict."""
+    monkeypatch.setattr(runs, "PAGE_ROWS", 200)
+    monkeypatch.setattr(runs, "_BLOCK", 1_000)
+    for seed in range(8):
+        chance = np.random.Generator(np.random.Philox(seed))
+        rows = int(chance.integers(1, 6_000))
+        hi, lo = drawn(shape, rows, chance), chance.integers(0, 2, rows, np.uint64)
+        rows_of: dict[tuple[int, int], list[int]] = {}
+        for row, key in enumerate(zip(hi.tolist(), lo.tolist(), strict=True)):
+            rows_of.setdefault(key, []).append(row)
+        near = hi[chance.integers(0, rows, asked)] + chance.integers(0, 2, asked, np.uint64)
+        questions = np.sort(np.where(chance.random(asked) < 0.8, near, drawn(shape, asked, chance)))
+        other = chance.integers(0, 2, asked, np.uint64)
+        keys = list(zip(questions.tolist(), other.tolist(), strict=True))
+        wanted = sorted((number, row) for number, key in enumerate(keys) for row in rows_of.get(key, []))
+        half = rows // 2
+        both = [
+            run_of(hi[:half], lo[:half]),
+            entries(hi[half:], lo[half:], np.arange(half, rows, dtype=np.uint64), lo[half:]),
+        ]
+        disk = on_disk(tmp_path, both)
+        assert shape != "uniform" or rows < 1_000 or len(disk.batches()) > 3
+        for found in (
+            find([run_of(hi, lo)], questions, other),
+            find([disk], questions, other),
+            find(both, questions, other),
+        ):
+            assert sorted(zip(found.needle.tolist(), found.seq.tolist(), strict=True)) == wanted
+
+
+def test_an_empty_run_and_an_empty_question_find_nothing(tmp_path: Path) -> None:
+    """Also of a file without a page."""
+    some = np.array([5], np.uint64)
+    nothing = some[:0]
+    empty = on_disk(tmp_path, [])
+    assert empty.rows == 0
+    for each in (empty, Run([]), run_of(nothing, nothing)):
+        assert len(find([each], some, some).needle) == 0
+    assert len(find([run_of(some, some)], nothing, nothing).needle) == 0
+
+
+def test_a_file_that_is_read_into_memory_is_refused(tmp_path: Path) -> None:
+    """Compressed pages do not lie in the file as they are asked for."""
+    page = pa.record_batch([pa.array(range(1_000), pa.uint64())] * 4, schema=INDEX_SCHEMA)
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(tmp_path / "run", INDEX_SCHEMA, options=options) as writer:
+        writer.write_batch(page)
+    with pytest.raises(pa.ArrowInvalid, match="do not lie in the file"):
+        map_run(tmp_path / "run", "run")
