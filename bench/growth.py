@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import itertools
 import json
 import re
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -26,6 +29,9 @@ _SETTINGS = {
 _FREE_BYTES = 12 << 30
 """The run ends before the disk has less."""
 
+_SETTLE_S = 8.0
+"""A bulk file is flushed, and its runs are merged, within so long."""
+
 _HOURS = ("2024-03-02T12:00:00Z", "2024-03-05T12:00:00Z")
 _MINUTES = ("2024-03-02T12:20:00Z", "2024-03-05T12:20:00Z")
 
@@ -40,25 +46,49 @@ def growth(context: Context) -> list[Line]:
     stored = 0
     with Service(data, **_SETTINGS) as service:
         for size in sizes:
-            rates = []
+            rates: list[float] = []
+            beside: list[float] = []
             while stored < size:
                 if shutil.disk_usage(data).free < _FREE_BYTES:
                     say(f"  stopped at {stored:,}: {figure(shutil.disk_usage(data).free / 2**30)} GiB are free")
                     return lines
                 given = context.input("parquet", first=stored, records=min(context.records, size - stored))
-                done = service.ingest(given.path, given.path.name, given.records)
+                with _posting(service, size, beside if stored + given.records >= size else None):
+                    done = service.ingest(given.path, given.path.name, given.records)
                 given.path.unlink()
                 (data / "processed" / given.path.name).unlink()
                 stored += given.records
                 rates.append(done.rate)
                 context.growth.append((stored, done.rate))
                 say(f"  {stored:,} stored: {done.rate:,.0f} records/s, {_memory(service)}")
-            lines += _figures(service, size, rates[-5:])
+            lines += _figures(service, size, rates[-6:-1] or rates, beside)
     lines.append(Line("growth", "most RssAnon of the run", "MiB", [service.peak], target=1024, at_least=False))
     return lines
 
 
-def _figures(service: Service, size: int, rates: list[float]) -> list[Line]:
+@contextlib.contextmanager
+def _posting(service: Service, size: int, times: list[float] | None) -> Iterator[None]:
+    """Meanwhile, and until its flush and merges are done, batches of 1,000 every tenth of a second."""
+    if times is None:
+        yield
+        return
+    stop = threading.Event()
+
+    def post() -> None:
+        for number in itertools.count(1_000):
+            times.append(_post(service, size, number))
+            if stop.wait(0.1):
+                return
+
+    thread = threading.Thread(target=post)
+    thread.start()
+    yield
+    time.sleep(_SETTLE_S)
+    stop.set()
+    thread.join()
+
+
+def _figures(service: Service, size: int, rates: list[float], beside: list[float]) -> list[Line]:
     """What there is to measure at one size."""
     lines = [Line("growth", f"{size:,} stored: bulk Parquet, the last files", "records/s", rates)]
 
@@ -69,6 +99,7 @@ def _figures(service: Service, size: int, rates: list[float]) -> list[Line]:
     line("single POST, one connection, p50", "ms", [load["p50"]], f"p99 {load['p99']:.1f} ms")
     batches = [_post(service, size, number) for number in range(40)]
     line("POST of a batch of 1,000", "ms", batches, f"most {max(batches):.0f} ms")
+    line("the same beside a bulk file, its flush and merges", "ms", beside, f"most {max(beside):.0f} ms")
     totals = "/records/aggregations?include=totals"
     hours = f"&startTime={_HOURS[0]}&endTime={_HOURS[1]}"
     line("totals of everything", "ms", _asked(service, totals))

@@ -23,7 +23,7 @@ from store.queries import Filters
 from store.verify import verify
 from tests.support.direct import assert_holds
 from tests.support.model import Model
-from tests.support.promises import LOGS, History, assert_kept, log_bytes
+from tests.support.promises import History, assert_kept
 from tests.support.scenarios import JOURNAL_BYTES, Run, Scenario, compact, flush, follow, made, merge, one_day, post
 
 WHOLE = Scenario(
@@ -119,8 +119,9 @@ def main(memory: Path, seed: int, first: int, after: int) -> None:
     run = Run(base, None, model)
     assert_holds(run.store, model)
     run.close()
-    history = History(commits=[tuple(len(log_bytes(base, log)) for log in LOGS)])  # type: ignore[list-item]
-    history.finished(base)
+    history = History()
+    history.committed(base, {})
+    history.finished()
     for number in range(first, after):
         chance = random.Random(f"{seed} {number}")
         shutil.rmtree(root.parent, ignore_errors=True)

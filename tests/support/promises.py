@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from store.rollups import HOUR_US, covering
 from store.schema import STORED
 from store.store import Store
 
-__all__ = ["LOGS", "History", "assert_foreign_view", "assert_kept", "log_bytes"]
+__all__ = ["LOGS", "History", "assert_foreign_view", "assert_kept"]
 
 LOGS = ("outbox/notifications", "outbox/alerts", "rejected")
 
@@ -35,17 +36,44 @@ Sizes = tuple[int, int, int]
 
 @dataclass
 class History:
-    """A complete run: all bytes of its logs, and their sizes after each commit (the first entry: at the begin)."""
+    """A complete run: all bytes of its logs, and their sizes after each commit (the first entry: at the begin).
 
-    logs: dict[str, bytes] = field(default_factory=dict)
+    Segments may be removed on the way: `begins` says where in the bytes of its log each segment begins, `floors` below
+    which number the segments of each log may be gone at each commit.
+    """
+
+    logs: dict[str, bytes] = field(default_factory=lambda: dict.fromkeys(LOGS, b""))
+    begins: dict[str, dict[str, int]] = field(default_factory=lambda: {log: {} for log in LOGS})
     commits: list[Sizes] = field(default_factory=list)
+    floors: list[Mapping[str, int]] = field(default_factory=list)
     rows: pa.Table = field(default_factory=STORED.empty_table)
     _expected: dict[tuple[str, int], Any] = field(default_factory=dict)
 
-    def finished(self, root: Path) -> None:
-        """The run has come to its end in this directory."""
-        self.logs = {log: log_bytes(root, log) for log in LOGS}
+    def committed(self, root: Path, floors: Mapping[str, int]) -> None:
+        """A commit was made in this directory."""
+        for log in LOGS:
+            for name, begin, data in self.segments(root, log):
+                self.begins[log][name] = begin
+                self.logs[log] = self.logs[log][:begin] + data
+        self.commits.append(tuple(len(self.logs[log]) for log in LOGS))  # type: ignore[arg-type]
+        self.floors.append(dict(floors))
+
+    def finished(self) -> None:
+        """The run has come to its end."""
         self.rows = parse_notifications(self.logs[LOGS[0]])
+
+    def segments(self, root: Path, log: str) -> Iterator[tuple[str, int, bytes]]:
+        """(name, where it begins in the log, bytes) of the segments that hold something, in their order."""
+        at = 0
+        for path in sorted((root / log).glob("*.jsonl")):
+            if data := path.read_bytes():
+                begin = self.begins[log].get(path.name, at)
+                yield path.name, begin, data
+                at = begin + len(data)
+
+    def expected(self, log: str, floor: int, end: int) -> list[str]:
+        """The segments of a log up to an end that must be there, where those below a number may be gone."""
+        return [name for name, begin in self.begins[log].items() if begin < end and int(Path(name).stem) >= floor]
 
     def seq_of(self, sizes: Sizes) -> int:
         """The newest seq of a commit."""
@@ -102,11 +130,6 @@ class History:
         return {key: tuple(held) for key, held in sums.items()}
 
 
-def log_bytes(root: Path, log: str) -> bytes:
-    """The segments of a log, one after another."""
-    return b"".join(path.read_bytes() for path in sorted((root / log).glob("*.jsonl")))
-
-
 @lru_cache(4096)
 def _parsed(digest: int, data: bytes) -> pa.Table:
     return pq.read_table(pa.BufferReader(data), partitioning=None).cast(STORED)
@@ -136,17 +159,34 @@ def assert_foreign_view(root: Path, history: History, most: int) -> None:
         if path.exists():
             told = json.loads(path.read_bytes())["seq"]
             assert told <= newest
-            final = history.final(f"outbox/{feed}", told)
-            assert log_bytes(root, f"outbox/{feed}").startswith(final), f"{feed} up to seq {told} are not as told"
+            _assert_final(root, history, f"outbox/{feed}", told, most)
+
+
+def _assert_final(root: Path, history: History, log: str, told: int, most: int) -> None:
+    """The lines up to a seq are those of the history, but for segments that the retention may have removed."""
+    final = history.final(log, told)
+    there = {name: data for name, _, data in history.segments(root, log)}
+    floor = history.floors[min(most, len(history.floors) - 1)].get(log, 0)
+    gone = set(history.expected(log, floor, len(final))) - set(there)
+    assert not gone, f"{log} up to seq {told} lacks {gone}"
+    for (name, begin), (_, end) in itertools.pairwise([*history.begins[log].items(), ("", len(final))]):
+        if name in there:
+            assert there[name].startswith(final[begin:end]), f"{log} up to seq {told} is not as told in {name}"
 
 
 def assert_kept(store: Store, history: History, answered: int, most: int) -> int:
     """The store holds the history up to one of the commits `answered` to `most`, in every part; which one."""
-    found = tuple(len(log_bytes(store.root, log)) for log in LOGS)
+    segments = {log: list(history.segments(store.root, log)) for log in LOGS}
+    found = tuple(max((begin + len(data) for _, begin, data in segments[log]), default=0) for log in LOGS)
     allowed = history.commits[answered : most + 1]
     assert found in allowed, f"the logs have {found} bytes, answered commits allow {allowed}"
     for log, size in zip(LOGS, found, strict=True):
-        assert log_bytes(store.root, log) == history.logs[log][:size], f"{log} holds other bytes than were committed"
+        floor = store.state.kept.get(log, 0)
+        assert floor <= history.floors[min(most, len(history.floors) - 1)].get(log, 0)
+        assert [name for name, _, _ in segments[log]] == history.expected(log, floor, size)
+        for name, begin, data in segments[log]:
+            end = begin + len(data)
+            assert data == history.logs[log][begin:end], f"{log}/{name} holds other bytes than were committed"
     seq = history.seq_of(found)  # type: ignore[arg-type]
     assert store.seq == seq
     snapshot = store.snapshot()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ingest.decode import Limits
@@ -12,6 +12,8 @@ from ingest.inbox import Inbox, InboxSettings
 from ingest.record import Rules as RecordRules
 from store.errors import StoppingError
 from store.files import Disk
+from store.recovery import LOGS
+from store.retention import Retention
 from tests.support.direct import START_US, Direct, open_store, record_of
 from tests.support.faults import Crash
 from tests.support.model import Canonical, Model, canonical
@@ -103,6 +105,16 @@ def follow(run: Run) -> None:
     run.store.write_committed()
 
 
+def retain(run: Run) -> None:
+    """All that is flushed, and in a segment that is closed, is old enough to go."""
+    store = run.store
+    store.settings = replace(store.settings, retention_us=dict.fromkeys(LOGS, 1))
+    retention = Retention(store, run.committer.raise_floors, lambda: 1 << 62)
+    retention.run_once()
+    run.committer.drain()
+    retention.run_once()
+
+
 def scan(run: Run) -> None:
     """The inbox."""
     run.scan()
@@ -149,6 +161,10 @@ SCENARIOS: dict[str, Scenario] = {
         [post(0, 4)],
         [scan, flush, scan],
         {"a.ndjson": [*(record_of(number) for number in range(2, 12)), None], "b.ndjson": [record_of(11)]},
+    ),
+    "retention": Scenario(
+        [post(0, 7, None), post(7, 9), flush],
+        [retain, post(9, 16, None), follow, flush, post(16, 17), retain, post(17, 18)],
     ),
     "a start after a kill": Scenario([*MERGING, post(9, 12)], [post(12, 13), follow], harm=_with_tails),
     "a start without a catalog": Scenario(

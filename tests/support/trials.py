@@ -20,7 +20,7 @@ from store.verify import verify
 from tests.support.direct import assert_holds, record_of
 from tests.support.disk_model import State, frontiers, materialise, random_state, systematic_states
 from tests.support.model import Model
-from tests.support.promises import LOGS, History, Sizes, assert_foreign_view, assert_kept, log_bytes
+from tests.support.promises import History, assert_foreign_view, assert_kept
 from tests.support.recording import Mark, Recorder, recorded
 from tests.support.scenarios import SCENARIOS, Run, copied, made
 
@@ -70,13 +70,13 @@ def record(name: str, memory: Path, lost: Callable[[str], bool] = lambda site: F
     recorder = Recorder(root, lost)
     with recorded(recorder):
         run = Run(root, Disk(), model)
-        history.commits.append(_sizes(root))
+        history.committed(root, run.store.state.kept)
         for step in scenario.steps:
             with watching(run.store, history, recorder):
                 step(run)
         run.close()
     answers = {name: model.take(records) for name, records in sorted(scenario.files.items())}
-    history.finished(root)
+    history.finished()
     again = Run(root, None, model)
     assert_holds(again.store, model)
     again.close()
@@ -91,7 +91,7 @@ def watching(watched: Store, history: History, recorder: Recorder) -> Iterator[N
 
     def applied(*arguments: object) -> None:
         apply(*arguments)  # type: ignore[arg-type]
-        history.commits.append(_sizes(watched.root))
+        history.committed(watched.root, watched.state.kept)
         recorder.mark(len(history.commits) - 1, len(history.commits))
 
     watched._apply = applied  # type: ignore[method-assign, assignment]
@@ -99,10 +99,6 @@ def watching(watched: Store, history: History, recorder: Recorder) -> Iterator[N
         yield
     finally:
         del watched._apply  # type: ignore[method-assign]
-
-
-def _sizes(root: Path) -> Sizes:
-    return tuple(len(log_bytes(root, log)) for log in LOGS)  # type: ignore[return-value]
 
 
 @contextlib.contextmanager
