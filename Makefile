@@ -82,7 +82,8 @@ crash: setup servers ## the long fault campaigns, hours (make crash SEED=7; one 
 		$(BIN)/python -m pytest --numprocesses 2 -rP --show-capture=stdout tests/crash tests/unit/test_compaction.py $(ARGS)
 
 forwarding: setup servers ## the long campaign of the forwarder: 100,000 notifications to each sink, 200 and 20 kills (an hour)
-	ONCELAKE_TEST_FORWARD=100000 ONCELAKE_TEST_FORWARD_KILLS=200 ONCELAKE_TEST_SERVER_KILLS=20 $(BIN)/python -m pytest tests/crash/test_forward_kill.py $(ARGS)
+	ONCELAKE_TEST_FORWARD=100000 ONCELAKE_TEST_FORWARD_KILLS=200 ONCELAKE_TEST_SERVER_KILLS=20 \
+		$(BIN)/python -m pytest --numprocesses 2 -rP --show-capture=stdout tests/crash/test_forward_kill.py $(ARGS)
 
 clean: ## remove .venv and caches; data/ stays
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

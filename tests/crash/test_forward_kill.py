@@ -6,6 +6,7 @@ each server 20 times.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -103,6 +104,12 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.stdout.close()
 
 
+def shares_of(count: int, pieces: int) -> list[int]:
+    """A number in so many about equal pieces."""
+    cuts = [count * piece // pieces for piece in range(pieces + 1)]
+    return [after - before for before, after in itertools.pairwise(cuts)]
+
+
 def check(target: Target, expected: list[bytes]) -> None:
     """Complete and in order; where a message may come twice, it is the same each time."""
     found = target.found()
@@ -127,26 +134,28 @@ def test_whoever_is_killed_what_a_consumer_finds_is_the_outbox(tmp_path: Path, n
     target.start()
     bench = Bench(tmp_path, target)
     try:
-        bench.ingest(COUNT // 2)
-        struck = 0
-        for number in range(KILLS):
-            before = bench.seq()
+        deaths = SERVER_KILLS if target.can_die else 0
+        shares = iter(shares_of(COUNT, KILLS + deaths + 1))
+        struck = [0, 0]
+        for _ in range(KILLS):
             process = bench.start()
-            if number % 2 == 0:  # at work; else at any moment
-                wait_until(lambda before=before: bench.seq() > before or before == bench.records)  # type: ignore[misc]
-            time.sleep(chance.uniform(0.0, 0.05 if number % 2 == 0 else 0.2))
-            struck += bench.seq() < bench.records
+            bench.ingest(next(shares))
+            time.sleep(chance.uniform(0.0, 0.03))
+            struck[0] += bench.seq() < bench.records
             end(process)
-        assert struck, "every kill came too late"
         process = bench.start()
-        bench.ingest(COUNT - COUNT // 2)
-        for _ in range(SERVER_KILLS if target.can_die else 0):
-            time.sleep(chance.uniform(0.0, 0.5))
+        for _ in range(deaths):
+            bench.ingest(next(shares))
+            time.sleep(chance.uniform(0.0, 0.03))
+            struck[1] += bench.seq() < bench.records
             target.kill()
             time.sleep(chance.uniform(0.0, 0.7))
             target.again()
+        bench.ingest(next(shares))
         end(process)
         bench.finish()
+        print(f"{name}: {COUNT} messages, {KILLS} and {deaths} kills, {struck[0]} and {struck[1]} in mid-stream")
+        assert struck[0] >= KILLS // 4 and struck[1] >= deaths // 4, "the kills came too late"
         assert bench.seq() == COUNT
         check(target, bench.outbox())
     finally:
