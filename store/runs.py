@@ -110,8 +110,8 @@ class Run:
         Hashes are uniform, so their places are known but for a few rows: reading one and correcting by what is found
         leaves little to search, in few pages of memory. Where that is wrong, the whole page is searched.
         """
-        if len(self._pages) == 1:
-            return np.asarray(self._hi_at[0] + np.searchsorted(self._his[0], hi))
+        if page[0] == page[-1]:
+            return np.asarray(self._hi_at[page[0]] + np.searchsorted(self._his[page[0]], hi))
         size, begin, end, density = (facts[page] for facts in (self._sizes, self._hi_at, self._ends, self._density))
         guess = begin + np.minimum((hi - self._first[page]) * density, size - 1).astype(np.int64)
         step = np.clip((hi.view(np.int64) - self._hi[guess].view(np.int64)) * density, -size, size)
