@@ -143,6 +143,7 @@ def test_whoever_is_killed_what_a_consumer_finds_is_the_outbox(tmp_path: Path, n
             time.sleep(chance.uniform(0.0, 0.03))
             struck[0] += bench.seq() < bench.records
             end(process)
+            target.keep_up()
         process = bench.start()
         for _ in range(deaths):
             bench.ingest(next(shares))

@@ -37,7 +37,11 @@ class Receiver:
             disable_nagle_algorithm = True
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
+                length = int(self.headers["content-length"])
+                body = self.rfile.read(length)
+                if len(body) < length:  # its sender was killed
+                    self.close_connection = True
+                    return
                 request = Request(self.path, {key.lower(): value for key, value in self.headers.items()}, body)
                 status, headers = receiver.answer(request)
                 receiver.requests.append(request)

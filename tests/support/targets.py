@@ -7,9 +7,13 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.support.receiver import Receiver
 from tests.support.servers import Server, make_bucket, nats_server, rabbit_server, redis_server, s3_server
+
+if TYPE_CHECKING:
+    from confluent_kafka import Consumer
 
 __all__ = ["TARGETS", "Target"]
 
@@ -46,6 +50,9 @@ class Target:
 
     def stop(self) -> None:
         self.server.stop()
+
+    def keep_up(self) -> None:
+        """What a consumer does meanwhile, where the server does not keep everything."""
 
     @abstractmethod
     def url(self) -> str: ...
@@ -178,41 +185,42 @@ class KafkaTarget(Target):
         self.mock = Producer({"test.mock.num.brokers": 1, "log_level": 0})
         self.broker = next(iter(self.mock.list_topics(timeout=10).brokers.values()))
 
+        self._found: list[bytes] = []
+        self._consumer: Consumer | None = None
+
     def stop(self) -> None:
+        if self._consumer is not None:
+            self._consumer.close()
         del self.mock
 
     def url(self) -> str:
         return f"kafka://{self.broker.host}:{self.broker.port}?topic=notifications"
 
-    def found(self) -> list[bytes]:
-        from confluent_kafka import Consumer, KafkaError, TopicPartition
+    def keep_up(self) -> None:
+        """The mock keeps 5 MiB of a partition: what is there now is read before it goes."""
+        from confluent_kafka import Consumer, TopicPartition
 
-        consumer = Consumer(
-            {
-                "bootstrap.servers": f"{self.broker.host}:{self.broker.port}",
-                "group.id": "test",
-                "auto.offset.reset": "earliest",
-                "enable.partition.eof": True,
-            }
-        )
-        found: list[bytes] = []
-        try:
-            partitions = list(consumer.list_topics("notifications", timeout=10).topics["notifications"].partitions)
-            consumer.assign([TopicPartition("notifications", number, 0) for number in partitions])
-            ended = 0
-            while ended < len(partitions):
-                message = consumer.poll(10)
-                assert message is not None, "the consumer waits for nothing"
-                error = message.error()
-                if error is not None:
-                    assert error.code() == KafkaError._PARTITION_EOF, error
-                    ended += 1
-                    continue
-                assert message.key() == json.loads(message.value())["record"]["destinationId"].encode()
-                found.append(message.value())
-        finally:
-            consumer.close()
-        return found
+        if self._consumer is None:
+            servers = f"{self.broker.host}:{self.broker.port}"
+            consumer = Consumer({"bootstrap.servers": servers, "group.id": "test", "auto.offset.reset": "error"})
+            topics = consumer.list_topics(timeout=10).topics
+            if "notifications" not in topics:
+                consumer.close()
+                return
+            self._parts = [TopicPartition("notifications", number, 0) for number in topics["notifications"].partitions]
+            consumer.assign(self._parts)
+            self._consumer = consumer
+        ends = [self._consumer.get_watermark_offsets(part, timeout=10)[1] for part in self._parts]
+        while any(max(at.offset, 0) < end for at, end in zip(self._consumer.position(self._parts), ends, strict=True)):
+            message = self._consumer.poll(10)
+            assert message is not None, "the consumer waits for nothing"
+            assert message.error() is None, message.error()
+            assert message.key() == json.loads(message.value())["record"]["destinationId"].encode()
+            self._found.append(message.value())
+
+    def found(self) -> list[bytes]:
+        self.keep_up()
+        return self._found
 
 
 class WebhookTarget(Target):
