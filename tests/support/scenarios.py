@@ -164,7 +164,7 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "retention": Scenario(
         [post(0, 7, None), post(7, 9), flush],
-        [retain, post(9, 16, None), follow, flush, post(16, 17), retain, post(17, 18)],
+        [retain, post(9, 16, None), follow, flush, post(16, 17), retain, post(17, 18), retain],
     ),
     "a start after a kill": Scenario([*MERGING, post(9, 12)], [post(12, 13), follow], harm=_with_tails),
     "a start without a catalog": Scenario(
