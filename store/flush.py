@@ -10,7 +10,8 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -26,6 +27,7 @@ from store.hot import Hot
 from store.kinds import KINDS
 from store.parquet import day_directory, describe, partitions, write_partition
 from store.rot import Pace, condemned
+from store.threads import give_way
 
 __all__ = [
     "STAGING",
@@ -67,33 +69,42 @@ class _Target:
 
 
 def stage(disk: Disk, root: Path, hot: Hot) -> Intent:
-    """Write everything of a flush into the staging directory, synced and read back."""
+    """Write everything of a flush into the staging directory, synced and read back.
+
+    What goes into the runs is worked out beside the writing of the Parquet files, in another thread.
+    """
     first_seq = hot.tables[0].column("seq")[0].as_py()
     target = _Target(first_seq, first_seq + hot.rows - 1)
     staging = root / STAGING
     disk.make_directory(staging)
     moves, files, runs = [], [], []
-    rows = pa.concat_tables(hot.tables)
-    for number, partition in enumerate(partitions(rows)):
-        source = staging / f"{target.stem}.{number}.parquet"
-        write_partition(partition, source, (target.first_seq, target.last_seq))
-        row = describe(source, f"{day_directory(partition.day)}/{target.stem}.parquet", partition.day)
-        files.append(row)
-        moves.append(Move(str(source.relative_to(root)), row.name))
-    overlapped(disk.sync_file, [root / move.source for move in moves])
-    if sum(row.rows for row in files) != hot.rows:
-        raise CorruptionError(f"a flush of {hot.rows} rows read back {sum(row.rows for row in files)}")
-    for kind, pages in (
-        ("index", KINDS["index"].merged(hot.index)),
-        ("summaries", KINDS["summaries"].merged(hot.summaries)),
-        ("rollups", rollups.pages(rollups.of_records(hot.tables))),
-    ):
-        source = staging / f"{target.stem}.{kind}.arrow"
-        name = f"internal/{kind}/{target.stem}.arrow"
-        runs.append(write_run(disk, source, kind, name, pages, (target.first_seq, target.last_seq)))
-        moves.append(Move(str(source.relative_to(root)), name))
+    with ThreadPoolExecutor(1, thread_name_prefix="flusher", initializer=give_way) as beside:
+        pages = {kind: beside.submit(work_out) for kind, work_out in _pages(hot).items()}
+        for number, partition in enumerate(partitions(pa.concat_tables(hot.tables))):
+            source = staging / f"{target.stem}.{number}.parquet"
+            write_partition(partition, source, (target.first_seq, target.last_seq))
+            row = describe(source, f"{day_directory(partition.day)}/{target.stem}.parquet", partition.day)
+            files.append(row)
+            moves.append(Move(str(source.relative_to(root)), row.name))
+        overlapped(disk.sync_file, [root / move.source for move in moves])
+        if sum(row.rows for row in files) != hot.rows:
+            raise CorruptionError(f"a flush of {hot.rows} rows read back {sum(row.rows for row in files)}")
+        for kind, made in pages.items():
+            source = staging / f"{target.stem}.{kind}.arrow"
+            name = f"internal/{kind}/{target.stem}.arrow"
+            runs.append(write_run(disk, source, kind, name, made.result(), (target.first_seq, target.last_seq)))
+            moves.append(Move(str(source.relative_to(root)), name))
     disk.sync_directory(staging)
     return Intent(target.first_seq, target.last_seq, moves, files, runs)
+
+
+def _pages(hot: Hot) -> dict[str, Callable[[], list[pa.RecordBatch]]]:
+    """By kind what works out the pages that a flush adds to the runs."""
+    return {
+        "index": lambda: list(KINDS["index"].merged(hot.index)),
+        "summaries": lambda: list(KINDS["summaries"].merged(hot.summaries)),
+        "rollups": lambda: list(rollups.pages(rollups.of_records(hot.tables))),
+    }
 
 
 def write_run(

@@ -13,15 +13,16 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
 from store.catalog import FileRow
+from store.codes import changes, folded, numbers, ranks
 from store.errors import CorruptionError
 from store.schema import STORED
+from store.sums import I64
 
 __all__ = [
     "FLUSH_KEY",
@@ -55,29 +56,28 @@ def day_directory(day: int) -> str:
 
 
 def partitions(rows: pa.Table) -> Iterator[Partition]:
-    """Cut rows into partitions by the UTC date of their time, each sorted; one after another, so that one is in memory.
-
-    polars sorts strings on all cores and holds no interpreter lock.
-    """
+    """Cut rows by the UTC date of their time, each part sorted; one after another, so that one is in memory."""
     if not rows.num_rows:
         return
-    frame = pl.DataFrame(
-        {
-            "destination": pl.from_arrow(rows.column("destinationId")),
-            "time": pl.from_arrow(rows.column("time").cast(pa.int64())),
-            "seq": pl.from_arrow(rows.column("seq")),
-        }
-    )
-    frame = frame.with_columns(day=pl.col("time") // _DAY_US).with_row_index("row")
-    order = frame.sort("day", "destination", "time", "seq").select("day", "row")
-    del frame
-    days = order.get_column("day").to_numpy()
-    # decimal sorting in polars is not asked for: rows are taken by position
-    places = order.get_column("row").to_arrow()
-    starts = np.flatnonzero(np.r_[True, days[1:] != days[:-1]])
+    order, days = _sorted(rows)
+    starts = changes(days)
     ends = np.r_[starts[1:], len(days)]
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        yield Partition(int(days[start]), rows.take(places.slice(start, end - start)))
+        yield Partition(int(days[start]), rows.take(pa.array(order[start:end])))
+
+
+def _sorted(rows: pa.Table) -> tuple[I64, I64]:
+    """The rows by day, destinationId, time and seq, and the days in that order."""
+    times = rows.column("time").cast(pa.int64()).to_numpy()
+    day = times // _DAY_US
+    days, first = numbers(day)
+    destinations, _ = ranks(rows.column("destinationId"))
+    key = folded(days, destinations, (times - day * _DAY_US, _DAY_US))
+    order = np.argsort(key)
+    ordered = key[order]
+    if (ordered[1:] == ordered[:-1]).any():
+        order = np.lexsort((rows.column("seq").to_numpy(), key))
+    return order, days[0][order] + first
 
 
 def write_partition(partition: Partition, path: Path, flush: tuple[int, int]) -> None:

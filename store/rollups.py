@@ -12,9 +12,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from store.codes import changes, folded, numbers, ranks
 from store.runs import TIER_RUNS
 from store.schema import SCALE
+from store.sums import from_limbs, group_sums, limbs
 
 __all__ = [
     "HOUR_US",
@@ -89,24 +92,28 @@ def map_rollup(path: Path, name: str, min_seq: int, max_seq: int) -> Rollup:
 def of_records(tables: Sequence[pa.Table]) -> pa.Table:
     """The rows (`ROLLUP_SCHEMA`) of stored records."""
     records = pa.concat_tables([table.select(["time", "destinationId", "unit", "type", "value"]) for table in tables])
-    frame = pl.LazyFrame(
-        {
-            "hour": pl.from_arrow(records.column("time").cast(pa.int64())),
-            **{name: pl.from_arrow(records.column(name)) for name in ("destinationId", "unit", "type", "value")},
-        }
+    hours, first = numbers(records.column("time").cast(pa.int64()).to_numpy() // HOUR_US)
+    (destinations, count), names = ranks(records.column("destinationId"))
+    units, unit_names = ranks(records.column("unit"))
+    key = folded(hours, (destinations, count), units)
+    order = np.argsort(key)
+    starts = changes(key[order])
+    head = order[starts]
+    values = limbs(records.column("value").combine_chunks().take(pa.array(order)))
+    is_positive = pc.equal(records.column("type").combine_chunks(), "positive").to_numpy(zero_copy_only=False)[order]
+    positives = np.add.reduceat(is_positive.astype(np.int64), starts) if len(starts) else starts
+    return pa.table(
+        [
+            hours[0][head] + first,
+            names.take(pa.array(destinations[head])),
+            unit_names.take(pa.array(units[0][head])),
+            positives,
+            np.diff(np.append(starts, len(order))) - positives,
+            from_limbs(group_sums(np.where(is_positive[:, None], values, 0), starts)),
+            from_limbs(group_sums(np.where(is_positive[:, None], 0, values), starts)),
+        ],
+        schema=ROLLUP_SCHEMA,
     )
-    is_positive = pl.col("type") == "positive"
-    rows = (
-        frame.with_columns(pl.col("hour") // HOUR_US)
-        .group_by(*_KEYS)
-        .agg(
-            is_positive.sum().alias("positives"),
-            (~is_positive).sum().alias("negatives"),
-            pl.col("value").filter(is_positive).sum().alias("positive"),
-            pl.col("value").filter(~is_positive).sum().alias("negative"),
-        )
-    )
-    return _table(rows)
 
 
 def merged(rollups: Sequence[Rollup]) -> Iterator[pa.RecordBatch]:

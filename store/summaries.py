@@ -66,24 +66,31 @@ def added_up(rows: pa.RecordBatch) -> pa.RecordBatch:
     if rows.num_rows == 0:
         return rows
     order, starts = _groups(rows)
-    if len(starts) == len(order):  # most keys of a commit have one record
-        return rows.take(pa.array(order))
-    hi, lo = rows.column("hi").to_numpy(), rows.column("lo").to_numpy()
+    sizes = np.diff(np.append(starts, len(order)))
+    place = order[starts]
+    several = sizes > 1  # few have, where most keys have one record
+    if several.any():
+        members = rows.take(pa.array(order[np.repeat(several, sizes)]))
+        place[several] = rows.num_rows + np.arange(np.count_nonzero(several))
+        rows = pa.concat_batches([rows, _sums(members, np.cumsum(sizes[several]) - sizes[several])])
+    return rows.take(pa.array(place))
 
-    def column(name: str) -> I64:
-        return np.asarray(rows.column(name).to_numpy()[order])
 
+def _sums(rows: pa.RecordBatch, starts: I64) -> pa.RecordBatch:
+    """A row for each group of consecutive rows; group g begins at `starts[g]`."""
+
+    def reduced(ufunc: np.ufunc, name: str) -> I64:
+        return np.asarray(ufunc.reduceat(rows.column(name).to_numpy(), starts))
+
+    heads = rows.take(pa.array(starts))
     return pa.record_batch(
         [
-            hi[order[starts]],
-            lo[order[starts]],
-            rows.column("unit").take(pa.array(order[starts])),
-            np.add.reduceat(column("count"), starts),
-            from_limbs(group_sums(limbs(rows.column("positive"))[order], starts)),
-            from_limbs(group_sums(limbs(rows.column("negative"))[order], starts)),
-            np.minimum.reduceat(column("first"), starts),
-            np.maximum.reduceat(column("last"), starts),
-            np.maximum.reduceat(column("lastSeq"), starts),
+            *(heads.column(name) for name in ("hi", "lo", "unit")),
+            reduced(np.add, "count"),
+            *(from_limbs(group_sums(limbs(rows.column(name)), starts)) for name in ("positive", "negative")),
+            reduced(np.minimum, "first"),
+            reduced(np.maximum, "last"),
+            reduced(np.maximum, "lastSeq"),
         ],
         schema=SUMMARY_SCHEMA,
     )

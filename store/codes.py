@@ -1,0 +1,57 @@
+"""Columns as small integers that sort as they do, so that rows are sorted and grouped by one number each.
+
+Sorting one column of int64 takes a tenth of the time of sorting by several columns, of which one holds strings.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from store.sums import I64
+
+__all__ = ["Codes", "changes", "folded", "numbers", "ranks"]
+
+Codes = tuple[I64, int]
+"""Numbers from 0 on, one for each row, and a number above all of them."""
+
+_MOST = (1 << 63) - 1
+
+
+def ranks(column: pa.Array | pa.ChunkedArray) -> tuple[Codes, pa.Array]:
+    """The place of each string among the distinct ones by code point, and these in their order: row i is
+    `names[codes[i]]`.
+    """
+    encoded = column.dictionary_encode()
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.unify_dictionaries().combine_chunks()
+    names = encoded.dictionary
+    order = pc.sort_indices(names.cast(pa.binary()))
+    rank = np.empty(len(names), dtype=np.int64)
+    rank[order.to_numpy()] = np.arange(len(names))
+    return (rank[encoded.indices.to_numpy()], len(names)), names.take(order)
+
+
+def numbers(values: I64) -> tuple[Codes, int]:
+    """Numbers counted from the least of them, and that one."""
+    if not len(values):
+        return (values, 1), 0
+    least = int(values.min())
+    return (values - least, int(values.max()) - least + 1), least
+
+
+def folded(*columns: Codes) -> I64:
+    """One number for each row, by which rows sort as by these columns one after another."""
+    key, size = columns[0]
+    for codes, count in columns[1:]:
+        if size * count > _MOST:
+            distinct, key = np.unique(key, return_inverse=True)
+            size = len(distinct)
+        key, size = key * count + codes, size * count
+    return key
+
+
+def changes(values: I64) -> I64:
+    """Where in sorted values each group of equal ones begins."""
+    return np.flatnonzero(np.r_[True, values[1:] != values[:-1]]) if len(values) else np.zeros(0, dtype=np.int64)
