@@ -7,7 +7,6 @@ memory stays bounded.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 import time
@@ -34,6 +33,9 @@ logger = logging.getLogger("oncelake.committer")
 
 _SMALL_ROWS = 1_024
 """Fewer records are prepared by the committer, those of all batches of a commit at once."""
+
+_SETTLED_ROWS = 2_048
+"""So many records of small commits become columns together, in some milliseconds in which nothing is committed."""
 
 _PREPARING_THREADS = 2
 
@@ -237,7 +239,7 @@ class Committer:
             plan = planned(
                 parts,
                 what,
-                find_summaries=store.find_summaries,
+                known=store,
                 first_seq=first_seq,
                 number=store.next_number,
                 processed_at_us=max(self._now_us(), store.state.processed_at),
@@ -245,8 +247,9 @@ class Committer:
                 new_rules=store.rules != self._rules,
                 inputs=store.state.inputs,
                 closed=closed,
+                kept=floors,
             )
-            store.commit(dataclasses.replace(plan.commit, kept=floors))
+            store.commit(plan.commit)
         except OncelakeError as error:
             self._refuse(jobs, error)
             return False
@@ -274,7 +277,7 @@ class Committer:
                 job.future.set_result(Result(job.answer, result.duplicate_seq))
         answers = [(job.bulk, result.answer) for job, result in zip(jobs, plan.results, strict=True)]
         self._observe(time.perf_counter() - began, answers)
-        store.settle()  # after the answers: nobody waits for it
+        store.settle(_SETTLED_ROWS)  # after the answers: nobody waits for it
         if again:
             self._queue.put_back(again)
         self._on_commit()

@@ -7,8 +7,7 @@ computed in columns; those with several units one by one, in time proportional t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from decimal import Decimal, localcontext
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -18,8 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest.deduplicate import grouped
-from outbox.messages import NO_PREVIOUS, SingleUnit, previous_of_many_units, previous_of_one_unit
+from outbox.messages import NO_PREVIOUS, SingleUnit, previous_of, previous_of_one_unit
 from store.hashing import U64
+from store.plain import units_of
+from store.summaries import Summary
 from store.sums import I64, Limbs, from_limbs, limbs, running_sums
 
 __all__ = ["Find", "previous_texts"]
@@ -150,36 +151,25 @@ def _one_by_one(
 ) -> list[str]:
     """The texts of these rows (group after group, several units each), row after row."""
     mine = np.flatnonzero(np.isin(positions, groups))
-    history: dict[int, list[tuple[str, int, Decimal, Decimal, int, int, int]]] = {}
-    for group, row in zip(positions[mine].tolist(), _tuples(known.take(pa.array(mine)), _HISTORY), strict=True):
-        history.setdefault(group, []).append(row)
+    known_by: dict[int, Summary] = {}
+    for group, unit, count, positive, negative, *rest in zip(
+        positions[mine].tolist(), *_lists(known.take(pa.array(mine)), _HISTORY), strict=True
+    ):
+        known_by.setdefault(group, Summary()).add(unit, count, units_of(positive), units_of(negative), *rest)
     taken = rows.take(pa.array(members))
     taken = taken.set_column(taken.schema.get_field_index("time"), "time", taken.column("time").cast(pa.int64()))
-    new = _tuples(taken, ("seq", "time", "type", "value", "unit"))
+    new = zip(*_lists(taken, ("seq", "time", "type", "value", "unit")), strict=True)
     texts: list[str] = []
-    with localcontext(prec=60):  # sums have more digits than Python's default context
-        for group, size in zip(groups.tolist(), sizes.tolist(), strict=True):
-            texts.extend(_of_one_key(history.get(group, []), islice(new, size)))
+    for group, size in zip(groups.tolist(), sizes.tolist(), strict=True):
+        summary = known_by.get(group, Summary())
+        for seq, time, type_, value, unit in islice(new, size):
+            texts.append(previous_of(summary))
+            summary.add_record(seq, time, type_, units_of(value), unit)
     return texts
 
 
 _HISTORY = ("unit", "count", "positive", "negative", "first", "last", "lastSeq")
 
 
-def _tuples(table: pa.Table | pa.RecordBatch, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-    return zip(*(table.column(name).to_pylist() for name in names), strict=True)
-
-
-def _of_one_key(history: Iterable[tuple[Any, ...]], new: Iterable[tuple[Any, ...]]) -> Iterator[str]:
-    """The `previous` of each new row of one key."""
-    totals: dict[str, list[Decimal | int]] = {}
-    first, last, last_seq = _LATEST, _EARLIEST, 0
-    for unit, count, positive, negative, earliest, latest, seq in history:
-        totals[unit] = [count, positive, negative]
-        first, last, last_seq = min(first, earliest), max(last, latest), max(last_seq, seq)
-    for seq, time, type_, value, unit in new:
-        yield previous_of_many_units(totals, first, last, last_seq) if totals else NO_PREVIOUS
-        total = totals.setdefault(unit, [0, Decimal(0), Decimal(0)])
-        total[0] += 1
-        total[1 if type_ == "positive" else 2] += value
-        first, last, last_seq = min(first, time), max(last, time), seq
+def _lists(table: pa.Table | pa.RecordBatch, names: Sequence[str]) -> list[list[Any]]:
+    return [table.column(name).to_pylist() for name in names]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -16,19 +17,32 @@ from ingest.deduplicate import ACCEPTED, CONFLICT, DUPLICATE, Known, Outcomes, d
 from ingest.history import Find, previous_texts
 from ingest.letters import Letters
 from ingest.prepare import Prepared, joined, prepared
+from ingest.small import SMALL_ROWS, Small, decided_one_by_one, small_of, with_small
+from ingest.small import Known as KnownEach
 from outbox.alerts import exceeding
 from outbox.messages import alert_lines, notification_lines
-from store.canonical import render_times
+from store.fresh import Committed, columns_of
 from store.hashing import Hasher
-from store.hot import Committed
 from store.journal import InputState, Rules
 from store.outcomes import MAX_PROBLEMS, Answer, Problem
-from store.schema import RECORD, STORED
+from store.plain import time_text
+from store.schema import STORED
 from store.store import Commit
 
 __all__ = ["Part", "Piece", "Plan", "Result", "decided", "planned"]
 
 _US_UTC = pa.timestamp("us", tz="UTC")
+
+
+class AllKnown(Known, Protocol):
+    """What is stored already, for records in columns and one by one, as `store.store.Store` tells it."""
+
+    def each(self) -> KnownEach:
+        """For records one by one."""
+
+    @property
+    def find_summaries(self) -> Find:
+        """Look keys up."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,7 @@ class Result:
 class Decided:
     """The records of a group with their outcomes; part i has rows `bounds[i]` to `bounds[i + 1]`."""
 
-    records: Prepared
+    records: Prepared | Small
     bounds: list[int]
     outcomes: Outcomes
 
@@ -85,11 +99,16 @@ class Plan:
     results: list[Result]
 
 
-def decided(parts: Sequence[Part], hasher: Hasher, known: Known, first_seq: int) -> Decided:
+def decided(parts: Sequence[Part], hasher: Hasher, known: AllKnown, first_seq: int) -> Decided:
     """The outcomes of all valid records of the parts, in their order."""
     bounds = [0]
     for part in parts:
         bounds.append(bounds[-1] + part.records)
+    if 0 < bounds[-1] <= SMALL_ROWS and all(part.batch.record or not part.records for part in parts):
+        small = small_of([part.batch.record for part in parts if part.batch.record], hasher)
+        found = decided_one_by_one(small, known.each(), first_seq)
+        if found is not None:
+            return Decided(small, bounds, found)
     records = joined(list(_prepared(parts, hasher)))
     if not records.rows.num_rows:
         return Decided(records, bounds, Outcomes(np.zeros(0, dtype=np.int8), np.zeros(0, dtype=np.int64), {}))
@@ -106,8 +125,8 @@ def _prepared(parts: Sequence[Part], hasher: Hasher) -> Iterator[Prepared]:
             singles.append(part.batch.record)
             continue
         for piece in part.pieces:
-            if piece.prepared is None or singles:
-                small.extend(_table_of(singles))
+            if singles:
+                small.append(columns_of(singles))
                 singles = []
             if piece.prepared is None:
                 small.append(pa.Table.from_batches([piece.chunk.records]))
@@ -116,7 +135,8 @@ def _prepared(parts: Sequence[Part], hasher: Hasher) -> Iterator[Prepared]:
                 yield prepared(pa.concat_tables(small).combine_chunks(), hasher)
                 small = []
             yield piece.prepared.result()
-    small.extend(_table_of(singles))
+    if singles:
+        small.append(columns_of(singles))
     if small:
         yield prepared(pa.concat_tables(small).combine_chunks(), hasher)
 
@@ -125,7 +145,7 @@ def planned(
     parts: Sequence[Part],
     what: Decided,
     *,
-    find_summaries: Find,
+    known: AllKnown,
     first_seq: int,
     number: int,
     processed_at_us: int,
@@ -133,9 +153,10 @@ def planned(
     new_rules: bool,
     inputs: dict[str, InputState],
     closed: tuple[str, ...],
+    kept: Mapping[str, int],
 ) -> Plan:
     """The commit with this number: lines, dead letters and the steps of files, and the parts' results."""
-    processed_at = render_times(pa.array([processed_at_us], _US_UTC))[0].as_py()
+    processed_at = time_text(processed_at_us)
     letters = Letters(number, processed_at)
     results = [result_of(part, what, index, letters) for index, part in enumerate(parts)]
     steps: dict[str, InputState] = {}
@@ -149,10 +170,17 @@ def planned(
         inputs=tuple(steps.values()),
         closed=closed,
         rules=rules if new_rules else None,
+        kept=kept,
     )
     new = np.flatnonzero(what.outcomes.status == ACCEPTED)
     if len(new):
-        commit = _with_records(commit, what.records.taken(new), find_summaries, first_seq, processed_at, rules)
+        records = what.records.taken(new)
+        if isinstance(records, Small):
+            found = with_small(commit, records, known.each(), first_seq, processed_at, rules)
+            if found is not None:
+                return Plan(found, results)
+            records = records.prepared()
+        commit = _with_records(commit, records, known.find_summaries, first_seq, processed_at, rules)
     return Plan(commit, results)
 
 
@@ -188,14 +216,13 @@ def result_of(part: Part, what: Decided, index: int, letters: Letters | None = N
     problems = [Problem(r.index, r.record_id, "rejected", errors=r.errors) for r in rejects[:MAX_PROBLEMS]]
     conflicts = np.flatnonzero(status == CONFLICT)
     for number, row in enumerate(conflicts.tolist()):
-        record_id = what.records.rows.column("recordId")[begin + row].as_py()
+        ids = what.records.ids_of(begin + row)
         fields = what.outcomes.fields[begin + row]
         position, located = _locate(part, row, letters is not None)
         if number < MAX_PROBLEMS:
-            problems.append(Problem(position, record_id, "conflict", int(seqs[row]), fields))
+            problems.append(Problem(position, ids[0], "conflict", int(seqs[row]), fields))
         if letters is not None:
-            source_id = what.records.rows.column("sourceId")[begin + row].as_py()
-            letters.conflict(batch.source, position, located, (record_id, source_id), int(seqs[row]), fields)
+            letters.conflict(batch.source, position, located, ids, int(seqs[row]), fields)
     if letters is not None:
         for reject in (*rejects, *batch.letters):
             letters.rejected(batch.source, reject)
@@ -281,15 +308,3 @@ def _without_problems(answer: Answer) -> Answer:
 
 def _with_problems(answer: Answer, problems: list[Problem]) -> Answer:
     return msgspec.structs.replace(answer, problems=problems)
-
-
-def _table_of(records: list[Record]) -> list[pa.Table]:
-    """Single records as a table."""
-    if not records:
-        return []
-    columns = [pa.array(column, _RAW[i]) for i, column in enumerate(zip(*records, strict=True))]
-    columns[1] = columns[1].cast(_US_UTC)
-    return [pa.table(columns, schema=RECORD)]
-
-
-_RAW = [pa.int64() if name == "time" else RECORD.field(name).type for name in RECORD.names]

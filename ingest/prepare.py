@@ -46,6 +46,10 @@ class Prepared:
             self.texts.take(at),
         )
 
+    def ids_of(self, row: int) -> tuple[str, str]:
+        """The recordId and the sourceId of one."""
+        return self.rows.column("recordId")[row].as_py(), self.rows.column("sourceId")[row].as_py()
+
 
 def prepared(records: pa.RecordBatch | pa.Table, hasher: Hasher) -> Prepared:
     """Prepare records."""

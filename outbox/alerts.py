@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from functools import lru_cache
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from store.journal import Rules
+from store.plain import units_of
 from store.schema import SCALE
 
-__all__ = ["exceeding"]
+__all__ = ["exceeding", "threshold_of"]
 
 _DECIMAL = pa.decimal128(38, SCALE)
 
@@ -26,6 +30,16 @@ def exceeding(records: pa.Table, rules: Rules) -> tuple[pa.Array, pa.Array]:
             thresholds = pc.coalesce(named.take(which), thresholds)
     above = pc.indices_nonzero(pc.greater(records.column("value").combine_chunks(), thresholds))
     return above, thresholds.take(above)
+
+
+def threshold_of(destination_id: str, unit: str, rules: Rules) -> int:
+    """The threshold of one record, in units of 10^-9: the rule of `exceeding`."""
+    return _units(rules.by_destination.get(destination_id) or rules.by_unit.get(unit) or rules.threshold)
+
+
+@lru_cache(1_024)
+def _units(text: str) -> int:
+    return units_of(Decimal(text))
 
 
 def _decimal(text: str) -> pa.Scalar:

@@ -1,4 +1,4 @@
-"""The notification and alert lines, a commit at a time, from columns.
+"""The notification and alert lines, a commit at a time from columns, or one at a time from plain values.
 
 The format stands in the contract, section 5; golden files in the tests hold its bytes. `store.messages_sql` makes the
 same lines from stored records in SQL, which is how `verify` and `replay` check this module.
@@ -6,32 +6,28 @@ same lines from stored records in SQL, which is how `verify` and `replay` check 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal, localcontext
 
-import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from store.canonical import json_strings, render_decimals, render_times
+from store.plain import string_text, time_text, units_text
+from store.summaries import Summary
 
 __all__ = [
     "NO_PREVIOUS",
     "SingleUnit",
+    "alert_line",
     "alert_lines",
+    "notification_line",
     "notification_lines",
-    "previous_of_many_units",
+    "previous_of",
     "previous_of_one_unit",
 ]
 
 NO_PREVIOUS = '{"count":0,"firstTime":null,"lastTime":null,"lastSeq":null,"totals":[]}'
 """The summary of a record that is the first of its destinationId and reference."""
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_DIGITS = 60
-"""Of the decimal context: more than any sum has."""
 
 _US_UTC = pa.timestamp("us", tz="UTC")
 
@@ -100,31 +96,28 @@ def _contents(lines: pa.Array) -> memoryview:
     return memoryview(lines.buffers()[2])[begin:end]
 
 
-def previous_of_many_units(
-    totals: Mapping[str, Sequence[Decimal | int]], first_us: int, last_us: int, last_seq: int
-) -> str:
-    """The `previous` object of a summary with several units: unit to (count, positive, negative), all exact."""
-    with localcontext(prec=_DIGITS):
-        objects = ",".join(
-            f'{{"unit":{_encode(unit)},"count":{count},"positive":"{_plain(positive)}",'
-            f'"negative":"{_plain(negative)}","net":"{_plain(positive - negative)}"}}'
-            for unit, (count, positive, negative) in sorted(totals.items())
-        )
-    count = sum(int(total[0]) for total in totals.values())
+def previous_of(summary: Summary) -> str:
+    """The `previous` object of one summary, whatever its units."""
+    totals = summary.totals
+    if not totals:
+        return NO_PREVIOUS
+    objects = ",".join(
+        f'{{"unit":{string_text(unit)},"count":{count},"positive":"{units_text(positive)}",'
+        f'"negative":"{units_text(negative)}","net":"{units_text(positive - negative)}"}}'
+        for unit, (count, positive, negative) in (sorted(totals.items()) if len(totals) > 1 else totals.items())
+    )
+    count = sum(total[0] for total in totals.values())
     return (
-        f'{{"count":{count},"firstTime":"{_time(first_us)}","lastTime":"{_time(last_us)}",'
-        f'"lastSeq":{last_seq},"totals":[{objects}]}}'
+        f'{{"count":{count},"firstTime":"{time_text(summary.first)}","lastTime":"{time_text(summary.last)}",'
+        f'"lastSeq":{summary.last_seq},"totals":[{objects}]}}'
     )
 
 
-def _encode(text: str) -> str:
-    return msgspec.json.encode(text).decode()
+def notification_line(seq: int, processed_at: str, record: str, previous: str) -> str:
+    """One notification line, as `notification_lines` has it."""
+    return f'{{"seq":{seq},"processedAt":"{processed_at}","record":{record},"previous":{previous}}}\n'
 
 
-def _plain(value: Decimal | int) -> str:
-    text = format(Decimal(value), "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def _time(us: int) -> str:
-    return (_EPOCH + timedelta(microseconds=us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def alert_line(seq: int, processed_at: str, record: str, threshold: int) -> str:
+    """One alert line, as `alert_lines` has it; the threshold in units of 10^-9."""
+    return f'{{"seq":{seq},"processedAt":"{processed_at}","record":{record},"threshold":"{units_text(threshold)}"}}\n'

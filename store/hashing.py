@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from store.hashing_rows import RowHasher
 from store.schema import STRING_FIELDS
 
 __all__ = ["U64", "Hasher"]
@@ -37,12 +38,16 @@ _MASKS = np.array([(1 << (8 * size)) - 1 for size in range(_WORD + 1)], dtype=np
 
 
 class Hasher:
-    """The hashes of one store. `bits` below 64 keeps only so many of each lane: for tests that want collisions."""
+    """The hashes of one store, over columns; `rows` has the same for single records.
+
+    `bits` below 64 keeps only so many of each lane: for tests that want collisions.
+    """
 
     def __init__(self, seed: bytes, bits: int = 64) -> None:
         self._keys = _keys(b"oncelake hash 1" + seed)
         self._print_keys = _keys(b"oncelake print 1" + seed)
         self._mask = np.uint64((1 << bits) - 1)
+        self.rows = RowHasher(self._keys.tolist(), self._print_keys.tolist(), (1 << bits) - 1)
 
     def identify(self, record_ids: pa.Array) -> tuple[U64, U64]:
         """(hi, lo) of each recordId."""

@@ -2,23 +2,23 @@
 
 A `Hot` is a value: adding a commit makes a new one, so a reader keeps what it has. A commit is added in two steps: its
 rows can be read at once, so that clients need not wait for more; `settled` makes its runs, before the next commit
-looks into them. Small pieces are merged into larger ones on the way, so that thousands of single POSTs do not become
-thousands of pieces.
+looks into them. Small commits are settled many at a time (`store.fresh`), and small pieces are merged into larger ones
+on the way, so that thousands of single POSTs do not become thousands of pieces.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import pyarrow as pa
 
 from store import index, summaries
-from store.hashing import U64
+from store.fresh import Committed, CommittedRows, Fresh
 from store.runs import Run
 
-__all__ = ["Committed", "Hot"]
+__all__ = ["Hot"]
 
 _MERGE_RATIO = 4
 """A piece is merged with the one before it while that one is less than this many times as large."""
@@ -30,22 +30,11 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Committed:
-    """The accepted records of one commit (schema `STORED`) with the hashes of their ids and keys."""
-
-    rows: pa.Table
-    id_hi: U64
-    id_lo: U64
-    fingerprint: U64
-    key_hi: U64
-    key_lo: U64
-
-
-@dataclass(frozen=True)
 class Hot:
-    """Rows in order of seq, dense, and the runs over them. `bytes` counts the rows' Arrow buffers.
+    """Rows in order of seq, dense, and the runs over them. `bytes` counts the rows' Arrow buffers, or their texts.
 
-    `fresh` are commits whose rows are not in `settled_tables` yet, nor in the runs.
+    `fresh` are commits whose rows are not in `settled_tables` yet, nor in the runs; so are the first `small_commits` of
+    `small`, which the `Hot`s that follow each other share. There are never both.
     """
 
     settled_tables: tuple[pa.Table, ...] = ()
@@ -54,27 +43,45 @@ class Hot:
     rows: int = 0
     bytes: int = 0
     fresh: tuple[Committed, ...] = ()
+    small: Fresh = field(default_factory=Fresh)
+    small_commits: int = 0
+    small_rows: int = 0
 
     @property
     def tables(self) -> tuple[pa.Table, ...]:
         """All rows."""
-        return (*self.settled_tables, *(committed.rows for committed in self.fresh))
+        return (*self.settled_tables, *(committed.rows for committed in self._unsettled()))
 
-    def added(self, committed: Committed) -> Hot:
-        """With the records of one more commit, to be settled."""
+    def _unsettled(self) -> tuple[Committed, ...]:
+        return (self.small.committed(self.small_commits),) if self.small_commits else self.fresh
+
+    def added(self, committed: Committed | CommittedRows) -> Hot:
+        """With the records of one more commit, to be settled; for the newest of the `Hot`s that share `small`."""
+        if isinstance(committed, CommittedRows):
+            hot = self.settled() if self.fresh else self
+            assert len(hot.small.commits) == hot.small_commits
+            hot.small.add(committed)
+            return replace(
+                hot,
+                rows=hot.rows + committed.count,
+                bytes=hot.bytes + committed.bytes,
+                small_commits=hot.small_commits + 1,
+                small_rows=hot.small_rows + committed.count,
+            )
+        hot = self.settled() if self.small_commits else self
         return replace(
-            self,
-            rows=self.rows + committed.rows.num_rows,
-            bytes=self.bytes + committed.rows.nbytes,
-            fresh=(*self.fresh, committed),
+            hot,
+            rows=hot.rows + committed.count,
+            bytes=hot.bytes + committed.rows.nbytes,
+            fresh=(*hot.fresh, committed),
         )
 
     def settled(self) -> Hot:
         """With all commits in the runs."""
         hot = self
-        for committed in self.fresh:
+        for committed in self._unsettled():
             hot = hot._with_runs_of(committed)
-        return replace(hot, fresh=()) if self.fresh else self
+        return self if hot is self else replace(hot, fresh=(), small=Fresh(), small_commits=0, small_rows=0)
 
     def _with_runs_of(self, committed: Committed) -> Hot:
         rows = committed.rows

@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from store.hashing import U64
+from store.hashing_rows import halves
 from store.runs import I64, Run
 
-__all__ = ["INDEX_SCHEMA", "Hits", "entries", "find", "pack_words", "sorted_entries", "unpack_words"]
+__all__ = ["INDEX_SCHEMA", "Hits", "entries", "find", "find_each", "pack_words", "sorted_entries", "unpack_words"]
 
 INDEX_SCHEMA = pa.schema([(name, pa.uint64()) for name in ("hi", "lo", "word", "fp")])
 
@@ -73,3 +74,13 @@ def find(runs: Sequence[Run], hi: U64, lo: U64) -> Hits:
         return Hits(nothing, nothing, nothing, nothing.astype(np.uint64))
     day, seq = unpack_words(np.concatenate(words))
     return Hits(np.concatenate(needles), day, seq, np.concatenate(prints))
+
+
+def find_each(runs: Sequence[Run], ids: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(hash, seq, fingerprint) of all rows of the runs that have one of a few 128-bit hashes."""
+    ordered = sorted(ids)
+    hits = find(runs, *halves(ordered))
+    if not len(hits.needle):
+        return []
+    hashes = [ordered[needle] for needle in hits.needle.tolist()]
+    return list(zip(hashes, hits.seq.tolist(), hits.fp.tolist(), strict=True))

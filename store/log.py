@@ -63,6 +63,7 @@ class Log:
         self._max_age_us = max_age_us
         self.directory = directory
         self._open: Appender | None = None
+        self._name = ""
         self._begun = 0
         self._hasher = xxhash.xxh3_64()
         self._before: tuple[int, xxhash.xxh3_64] | None = None
@@ -71,7 +72,7 @@ class Log:
         """Take up where the journal says: the open segment, checked to its committed end."""
         if end is not None:
             self._hasher = checked(self._root, end.path, end.end, end.sum)
-            self._open = self._disk.appender(self._root / end.path, end.end)
+            self._open, self._name = self._disk.appender(self._root / end.path, end.end), end.path
             if self._max_age_us is not None:
                 self._begun = begun_at(self._open.path)
 
@@ -87,7 +88,8 @@ class Log:
             self._begun = at_us
             self._disk.make_directory(self._root / self.directory)
             self._hasher = xxhash.xxh3_64()
-            self._open = self._disk.appender(self._root / self.directory / segment_name(first), 0)
+            self._name = f"{self.directory}/{segment_name(first)}"
+            self._open = self._disk.appender(self._root / self._name, 0)
             if self._open.path.stat().st_size:
                 self._open.cut(0)  # left by a commit that was never finished
         self._before = (self._open.length, self._hasher.copy())
@@ -101,7 +103,7 @@ class Log:
     def end(self) -> FileEnd:
         """The open segment as it is now."""
         assert self._open is not None
-        return FileEnd(str(self._open.path.relative_to(self._root)), self._open.length, self._hasher.hexdigest())
+        return FileEnd(self._name, self._open.length, self._hasher.hexdigest())
 
     def ends(self) -> list[FileEnd]:
         """The open segment, if there is one."""

@@ -67,7 +67,7 @@ class JournalState:
         if frame.checkpoint is not None:
             self._restore(frame.checkpoint)
         for end in frame.files:
-            log = str(Path(end.path).parent)
+            log = end.path.rpartition("/")[0]
             before = self.ends.get(log)
             if before is not None and before.path != end.path:
                 self.segments[log].append(closed_segment(before, frame.first_seq - 1))

@@ -24,8 +24,9 @@ from store.compaction import remove_directory
 from store.errors import CorruptionError
 from store.files import Disk
 from store.flush import checksum_of, write_run
+from store.fresh import Committed
 from store.hashing import Hasher
-from store.hot import Committed, Hot
+from store.hot import Hot
 from store.kinds import KINDS
 from store.log import lines_after, parse_notifications
 from store.runs import Run, map_run

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -23,8 +24,9 @@ from store.compaction import Compaction, CompactionSettings
 from store.errors import CorruptionError, DiskFullError, OncelakeError, StoppingError
 from store.files import Disk, Lock, is_disk_full
 from store.flush import PartitionLocks, clear_staging, merge_tier, move_into_place, stage
+from store.fresh import Committed, CommittedRows
 from store.hashing import U64, Hasher
-from store.hot import Committed, Hot
+from store.hot import Hot
 from store.identity import Identity, load_identity
 from store.index import Hits
 from store.journal import Checkpoint, Frame, InputState, Journal, Rules, read_journal
@@ -66,7 +68,7 @@ class Commit:
     """What one commit writes. The lines are whole; `committed` is None where nothing was accepted."""
 
     processed_at_us: int
-    committed: Committed | None = None
+    committed: Committed | CommittedRows | None = None
     notifications: bytes | memoryview = b""
     alerts: bytes | memoryview = b""
     first_alert_seq: int = 0
@@ -176,15 +178,16 @@ class Store:
 
     def snapshot(self) -> Snapshot:
         """What a read sees, in one step."""
-        return self._view.snapshot()
+        return self.settle().snapshot()
 
-    def settle(self) -> View:
+    def settle(self, small_rows: int = 1) -> View:
         """Make the runs of what was committed last; the view with them.
 
-        A commit leaves that undone, because its clients need not wait for it.
+        A commit leaves that undone, because its clients need not wait for it. Small commits are left so until so many
+        of their records wait.
         """
         view = self._view
-        if not view.active.fresh:
+        if not view.active.fresh and view.active.small_rows < small_rows:
             return view
         active = view.active.settled()
         with self._exchange:
@@ -199,6 +202,10 @@ class Store:
     def find_summaries(self, hi: U64, lo: U64) -> tuple[I64, pa.RecordBatch]:
         """What is known of keys by unit, as (position in the question, row of `SUMMARY_SCHEMA`); `hi` must ascend."""
         return self.settle().find_summaries(hi, lo)
+
+    def each(self) -> View:
+        """What the committer looks few records up in, one by one: small commits need not be settled for it."""
+        return self.settle(small_rows=sys.maxsize)
 
     def rows_at(self, days: I64, seqs: I64) -> pa.Table:
         """The stored rows with these seqs; see `store.lookup`."""
@@ -235,7 +242,7 @@ class Store:
         """
         if self.failure is not None:
             raise StoppingError(f"the store stopped after a failed write: {self.failure}")
-        rows = commit.committed.rows.num_rows if commit.committed else 0
+        rows = commit.committed.count if commit.committed else 0
         first = self._view.seq + 1
         ends = []
         touched: list[Log] = []
@@ -281,7 +288,7 @@ class Store:
         except BaseException as error:  # it is durable: whoever tried it again would commit it twice
             raise self._failed(error) from error
 
-    def _apply(self, frame: Frame, committed: Committed | None, touched: list[Log]) -> None:
+    def _apply(self, frame: Frame, committed: Committed | CommittedRows | None, touched: list[Log]) -> None:
         """What is durable becomes visible."""
         for log in touched:
             log.done()
@@ -337,6 +344,7 @@ class Store:
 
         Where it fails for want of room the hot rows stay and the next call tries again.
         """
+        self.settle()  # before the lock, which the committer waits for
         with self._exchange:
             if not self._view.frozen.rows:
                 if not self._view.active.rows:

@@ -6,7 +6,7 @@ of several runs add up. Times are microseconds since the epoch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from store.hashing import U64
+from store.hashing_rows import halves
+from store.plain import units_of
 from store.runs import I64, Run
 from store.schema import SCALE
 from store.sums import from_limbs, group_sums, limbs
 
-__all__ = ["SUMMARY_SCHEMA", "added_up", "find", "of_records"]
+__all__ = ["SUMMARY_SCHEMA", "Summary", "added_up", "find", "find_each", "of_records"]
 
 _DECIMAL = pa.decimal128(38, SCALE)
 _ZERO = pa.scalar("0").cast(_DECIMAL)
@@ -37,6 +39,44 @@ SUMMARY_SCHEMA = pa.schema(
         ("lastSeq", pa.int64()),
     ]
 )
+
+
+_LIMIT = 10**38
+_LATEST = (1 << 63) - 1
+_EARLIEST = -(1 << 63)
+
+
+class Summary:
+    """What is known of one key, as plain values: by unit (count, positive, negative), sums in units of 10^-9."""
+
+    __slots__ = ("first", "last", "last_seq", "totals")
+
+    def __init__(self) -> None:
+        self.totals: dict[str, tuple[int, int, int]] = {}
+        self.first, self.last, self.last_seq = _LATEST, _EARLIEST, 0
+
+    def add(self, unit: str, count: int, positive: int, negative: int, first: int, last: int, last_seq: int) -> None:
+        """With some more records of one unit; a row of `SUMMARY_SCHEMA`. `OverflowError` beyond 38 digits."""
+        before = self.totals.get(unit)
+        if before is not None:
+            count, positive, negative = count + before[0], positive + before[1], negative + before[2]
+            if not -_LIMIT < min(positive, negative) <= max(positive, negative) < _LIMIT:
+                raise OverflowError("a total does not fit DECIMAL(38,9)")
+        self.totals[unit] = (count, positive, negative)
+        self.first, self.last = min(self.first, first), max(self.last, last)
+        self.last_seq = max(self.last_seq, last_seq)
+
+    def add_record(self, seq: int, time_us: int, type_: str, units: int, unit: str) -> None:
+        """With one more record, whose value is `units` of 10^-9."""
+        positive, negative = (units, 0) if type_ == "positive" else (0, units)
+        self.add(unit, 1, positive, negative, time_us, time_us, seq)
+
+    def copy(self) -> Summary:
+        """One that can go on by itself."""
+        other = Summary()
+        other.totals = dict(self.totals)
+        other.first, other.last, other.last_seq = self.first, self.last, self.last_seq
+        return other
 
 
 def of_records(hi: U64, lo: U64, stored: pa.Table) -> Run:
@@ -142,6 +182,23 @@ def find(runs: Sequence[Run], hi: U64, lo: U64) -> tuple[I64, pa.RecordBatch]:
     keyed = keyed.set_column(1, "lo", pa.array(np.zeros(len(needle), dtype=np.uint64)))
     summed = added_up(keyed)
     return summed.column("hi").to_numpy().astype(np.int64), summed
+
+
+def find_each(runs: Sequence[Run], keys: Collection[int], limit: int) -> dict[int, Summary] | None:
+    """What is known of a few keys, by their 128-bit hashes. None where that is more than `limit` rows."""
+    ordered = sorted(keys)
+    hi, lo = halves(ordered)
+    found: dict[int, Summary] = {}
+    for run in runs:
+        for needles, rows in run.find(hi, lo):
+            limit -= len(needles)
+            if limit < 0:
+                return None
+            columns = [column.to_pylist() for column in rows.columns[2:]]
+            for needle, unit, count, positive, negative, *rest in zip(needles.tolist(), *columns, strict=True):
+                summary = found.setdefault(ordered[needle], Summary())
+                summary.add(unit, count, units_of(positive), units_of(negative), *rest)
+    return found
 
 
 def _nothing() -> pa.RecordBatch:

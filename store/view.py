@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -13,8 +14,12 @@ from store.index import Hits
 from store.rollups import Rollup
 from store.runs import I64, Run
 from store.snapshot import SealedFile, Snapshot
+from store.summaries import Summary
 
 __all__ = ["View"]
+
+_FEW_UNITS = 64
+"""Rows of summaries, beside two for each key, that are looked at one by one."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,28 @@ class View:
     def find_summaries(self, hi: U64, lo: U64) -> tuple[I64, pa.RecordBatch]:
         """What is known of keys by unit, as (position in the question, row of `SUMMARY_SCHEMA`); `hi` must ascend."""
         return summaries.find((*self.active.summaries, *self.frozen.summaries, *self.summaries), hi, lo)
+
+    def find_each_id(self, ids: Sequence[int]) -> list[tuple[int, int, int]]:
+        """(hash, seq, fingerprint) of what shares a 128-bit hash with one of these few."""
+        small = self.active.small.ids
+        found = [(id_, *small[id_]) for id_ in ids if id_ in small]
+        others = [id_ for id_ in ids if id_ not in small] if found else ids
+        return found + index.find_each((*self.active.index, *self.frozen.index, *self.index), others)
+
+    def find_each_summary(self, keys: Collection[int]) -> dict[int, Summary] | None:
+        """What is known of a few keys, by their 128-bit hashes, to go on with.
+
+        None where they have so many units that they are better looked at in columns.
+        """
+        small = self.active.small.summaries
+        mine = {key: small[key].copy() for key in keys if key in small}
+        others = [key for key in keys if key not in small] if mine else keys
+        limit = _FEW_UNITS + 2 * len(keys) - sum(len(summary.totals) for summary in mine.values())
+        if limit < 0:
+            return None
+        runs = (*self.active.summaries, *self.frozen.summaries, *self.summaries)
+        found = summaries.find_each(runs, others, limit)
+        return None if found is None else found | mine
 
     def snapshot(self) -> Snapshot:
         """What a read sees of it."""
