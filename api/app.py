@@ -6,10 +6,10 @@ from typing import Any
 
 import msgspec
 from litestar import Litestar, Request, Response, get
-from litestar.types import Message, Scope
 
 from api.access import Access, grant_of
 from api.feeds import Feeds
+from api.methods import headless, tell_methods
 from api.parameters import Parameters
 from api.ports import ApiSettings, Intake, Reader
 from api.problems import on_error, problem_of
@@ -33,6 +33,9 @@ class Application(Litestar):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One request, or the lifespan."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            await headless(super().__call__, scope, receive, send)
+            return
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] != "/records":
             await super().__call__(scope, receive, send)
             return
@@ -95,7 +98,7 @@ def create_app(intake: Intake, reader: Reader, settings: ApiSettings, tokens: To
         ],
         guards=[access.guard],
         exception_handlers={Exception: on_error},
-        before_send=[tell_request_id, _tell_methods],
+        before_send=[tell_request_id, tell_methods],
         openapi_config=None,
         request_max_body_size=None,
         logging_config=None,
@@ -103,12 +106,3 @@ def create_app(intake: Intake, reader: Reader, settings: ApiSettings, tokens: To
     )
     app.records, app.access = records, access
     return app
-
-
-async def _tell_methods(message: Message, scope: Scope) -> None:
-    """`Allow` with every method of a path: the framework's names only those of the handler that it was given first."""
-    if message["type"] == "http.response.start" and scope.get("method") == "OPTIONS" and "path_template" in scope:
-        routes = [route for route in scope["litestar_app"].routes if route.path_format == scope["path_template"]]
-        methods = ", ".join(sorted({str(method) for route in routes for method in getattr(route, "methods", ())}))
-        others = [pair for pair in message.get("headers", ()) if pair[0].lower() != b"allow"]
-        message["headers"] = [*others, (b"allow", methods.encode("ascii"))]

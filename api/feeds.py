@@ -195,8 +195,11 @@ def _wait_of(text: str | None) -> float | None:
 
 
 def _last_event(given: list[str], after: int) -> int:
-    """Where a client that comes back goes on: stronger than `after`, which its URL still has."""
-    if not given:
+    """Where a client that comes back goes on: stronger than `after`, which its URL still has.
+
+    An empty one names no event.
+    """
+    if given in ([], [""]):
         return after
     text = given[0]
     if len(given) > 1 or not (text.isascii() and text.isdigit() and len(text) <= 19 and int(text) <= _MAX_SEQ):

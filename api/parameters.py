@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from store.errors import QueryError
 from store.queries import Filters
-from store.times import parse_time
+from store.times import parse_bound
 
 __all__ = ["Parameters", "filters_of"]
 
@@ -37,7 +37,8 @@ class Parameters:
         for name, value in pairs:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known)) or 'none'}"
+                known_ones = f"known are {', '.join(sorted(known))}" if known else "this path takes none"
+                hint = f"did you mean {near[0]!r}?" if near else known_ones
                 raise QueryError(f"there is no parameter {name!r}; {hint}", parameter=name)
             self._values.setdefault(name, []).append(value)
 
@@ -80,16 +81,14 @@ class Parameters:
         return int(value)
 
     def time(self, name: str) -> int | None:
-        """An RFC 3339 time with an offset, in microseconds since the epoch."""
+        """An RFC 3339 time with an offset, in microseconds since the epoch, within the years of records."""
         value = self.one(name)
         if value is None:
             return None
-        found = parse_time(value)
-        if isinstance(found, int):
+        found = parse_bound(value)
+        if found is not None:
             return found
         hint = "; a + in a URL must be written %2B" if " " in value else ""
-        if found == "time_range":
-            raise QueryError(f"{name} is {value!r}; it must be in the years 1970 to 2200 in UTC", parameter=name)
         raise QueryError(
             f"{name} is {value!r}; it must be RFC 3339 with an offset, as in 2024-03-01T12:00:00Z{hint}", parameter=name
         )

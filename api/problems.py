@@ -103,7 +103,7 @@ def problem_of(scope: Any, error: Exception) -> Response[bytes]:
         case TransientError():
             return problem(503, "unavailable", str(error), headers={"retry-after": "1"})
         case HTTPException():
-            return _of_framework(error)
+            return _of_framework(scope, error)
         case DamagedFileError():
             return problem(500, "corruption", str(error), file=error.file)
         case CorruptionError():
@@ -138,8 +138,12 @@ _FRAMEWORK = {
 }
 
 
-def _of_framework(error: HTTPException) -> Response[bytes]:
+def _of_framework(scope: Any, error: HTTPException) -> Response[bytes]:
     status = error.status_code
     code = _FRAMEWORK.get(status, "bad_request" if status < 500 else "internal")
-    detail = "there is nothing at this path" if status == 404 else error.detail if status < 500 else "internal error"
+    details = {
+        404: "there is nothing at this path; GET /schema lists what there is",
+        405: f"{scope['method']} is no method of this path; the header Allow lists those that it has",
+    }
+    detail = details.get(status) or (error.detail if status < 500 else "internal error")
     return problem(status, code, detail, headers=dict(error.headers or {}))

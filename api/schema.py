@@ -6,9 +6,10 @@ import html
 from typing import Any
 
 import msgspec
-from litestar import Response, get
+from litestar import Request, Response, get
 
 from api.components import RECORD_EXAMPLE, SCHEMAS, SECURITY_SCHEMES, completed
+from api.parameters import Parameters
 
 __all__ = ["DOCUMENT", "schema_handlers"]
 
@@ -278,11 +279,13 @@ def schema_handlers() -> list[Any]:
     page = _page().encode()
 
     @get("/schema/openapi.json")
-    async def openapi() -> Response[bytes]:
+    async def openapi(request: Request[Any, Any, Any]) -> Response[bytes]:
+        Parameters(request.scope["query_string"], ())
         return Response(document, media_type="application/json")
 
     @get("/schema")
-    async def browse() -> Response[bytes]:
+    async def browse(request: Request[Any, Any, Any]) -> Response[bytes]:
+        Parameters(request.scope["query_string"], ())
         return Response(page, media_type="text/html")
 
     return [openapi, browse]

@@ -22,7 +22,7 @@ from store.holding import HANDLES, Holding
 from store.queries import RECORDS, TOTALS, Filters, records, totals
 from store.reading import read_snapshot
 from store.snapshot import Snapshot
-from store.times import parse_time
+from store.times import parse_bound
 
 __all__ = ["aggregate"]
 
@@ -94,7 +94,7 @@ def _show(engine: Engine, snapshot: Snapshot, filters: Filters, include: str) ->
 def _time(option: str, text: str | None) -> int | None:
     if text is None:
         return None
-    found = parse_time(text)
-    if not isinstance(found, int):
+    found = parse_bound(text)
+    if found is None:
         raise ConfigError(f"{option} is {text!r}; it must be RFC 3339 with an offset, as in 2024-03-01T12:00:00Z")
     return found

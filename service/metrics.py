@@ -17,6 +17,9 @@ from store.outcomes import Answer
 
 __all__ = ["Metrics", "State"]
 
+_MEDIA_TYPE = CONTENT_TYPE_LATEST.partition("; charset")[0]
+"""The framework says the charset of every text."""
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _LONG_SECONDS = (0.005, 0.025, 0.1, 0.25, 1, 2.5, 10, 30, 60)
 _ROWS = (1, 4, 16, 64, 256, 1_024, 4_096, 16_384, 65_536)
@@ -89,7 +92,7 @@ class Metrics:
 
     def text(self) -> tuple[bytes, str]:
         """Everything, and its media type."""
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+        return generate_latest(self._registry), _MEDIA_TYPE
 
 
 class _Now(Collector):

@@ -7,17 +7,35 @@ from datetime import date
 
 from store.schema import TIME_MAX_US, TIME_MIN_US
 
-__all__ = ["parse_time"]
+__all__ = ["parse_bound", "parse_time"]
 
 _TIME = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?"
     r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
 )
 _EPOCH = date(1970, 1, 1).toordinal()
+_CALENDAR_DAYS = 146_097
+"""Of 400 years."""
 
 
 def parse_time(text: str) -> int | str:
     """Microseconds since the epoch, or the code of what is wrong. Digits beyond the microsecond are cut off."""
+    time_us = _parse(text)
+    if isinstance(time_us, str) or TIME_MIN_US <= time_us < TIME_MAX_US:
+        return time_us
+    return "time_range"
+
+
+def parse_bound(text: str) -> int | None:
+    """A time that others are compared with, as `parse_time` reads it; None where it is no RFC 3339.
+
+    One beyond the years that a record can have is as good as their edge: `endTime=9999-…` leaves nothing out.
+    """
+    time_us = _parse(text)
+    return None if isinstance(time_us, str) else min(max(time_us, TIME_MIN_US), TIME_MAX_US)
+
+
+def _parse(text: str) -> int | str:
     found = _TIME.fullmatch(text)
     if found is None:
         return "time_format"
@@ -28,6 +46,7 @@ def parse_time(text: str) -> int | str:
     try:
         # The calendar repeats after 400 years, and Python's begins with year 1.
         days = date(int(year) or 400, int(month), int(day)).toordinal() - _EPOCH
+        days -= 0 if int(year) else _CALENDAR_DAYS
     except ValueError:
         return "time_format"
     total = days * 86_400 + hours * 3_600 + minutes * 60 + seconds
@@ -37,7 +56,4 @@ def parse_time(text: str) -> int | str:
             return "time_format"
         shift = behind * 3_600 + rest * 60
         total += shift if sign == "-" else -shift
-    if year == "0000":
-        return "time_range"
-    time_us = total * 1_000_000 + (int(fraction[:6].ljust(6, "0")) if fraction else 0)
-    return time_us if TIME_MIN_US <= time_us < TIME_MAX_US else "time_range"
+    return total * 1_000_000 + (int(fraction[:6].ljust(6, "0")) if fraction else 0)

@@ -109,8 +109,25 @@ def is_problem(found: httpx.Response, status: int, code: str) -> bool:
 
 def test_options_name_every_method(fresh: Face) -> None:
     """Of a path with two handlers too."""
-    assert fresh.client.options("/records").headers["allow"] == "GET, OPTIONS, POST"
-    assert fresh.client.options("/health").headers["allow"] == "GET, OPTIONS"
+    for path, methods in (("/records", "GET, HEAD, OPTIONS, POST"), ("/health", "GET, HEAD, OPTIONS")):
+        assert fresh.client.options(path).headers["allow"] == methods
+        assert fresh.client.patch(path).headers["allow"] == methods
+    assert fresh.client.options("/rejected/1/resubmit").headers["allow"] == "OPTIONS, POST"
+
+
+def test_head_is_get_without_its_body(asked: tuple[Face, Model]) -> None:
+    """The same status and headers, of problems too; answers that are streamed, or wait, end at once."""
+    client = asked[0].client
+    events = {"accept": "text/event-stream"}
+    for path in ("/health", "/records/r1", "/records", "/schema", "/rejected", "/records/none", "/nothing"):
+        head, whole = client.head(path), client.get(path)
+        assert head.status_code == whole.status_code and head.content == b"", path
+        assert head.headers["content-type"] == whole.headers["content-type"]
+        assert head.headers["content-length"] == whole.headers["content-length"]
+    assert "oncelake-as-of" in client.head(PATH).headers
+    assert client.head(f"{PATH}?limit=1").headers["link"] == client.get(f"{PATH}?limit=1").headers["link"]
+    assert client.head("/feeds/notifications", headers=events).status_code == 200
+    assert client.head("/rejected/1/resubmit").status_code == 405
 
 
 # -- taking records
@@ -462,6 +479,7 @@ def test_another_method_is_not_allowed(asked: tuple[Face, Model], method: str, p
     """405, with those that are."""
     answer = asked[0].client.request(method, path)
     assert is_problem(answer, 405, "method_not_allowed") and answer.headers["allow"]
+    assert method in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -576,6 +594,8 @@ def test_the_schema_names_every_route_and_no_other(asked: tuple[Face, Model]) ->
         if method != "OPTIONS" and not route.path.startswith("/schema")
     }
     assert described == served
+    for path in ("/schema", "/schema/openapi.json"):
+        assert is_problem(client.get(f"{path}?x=1"), 400, "invalid_parameter")
     page = client.get("/schema")
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
     assert all(f"<code>{method} {path}</code>" in page.text for method, path in described)

@@ -85,7 +85,9 @@ def test_what_is_wrong_with_the_question_is_said(service: Service) -> None:
         told = (problem.status_code, problem.json()["code"], problem.json()["parameter"])
         assert told == (400, "invalid_parameter", parameter)
     assert httpx.get(url, headers={"accept": "text/csv"}).json()["code"] == "not_acceptable"
-    events = {"accept": "text/event-stream", "last-event-id": "x"}
+    events = {"accept": "text/event-stream", "last-event-id": ""}
+    assert httpx.get(f"{url}?wait=0", headers=events).status_code == 200
+    events["last-event-id"] = "x"
     assert httpx.get(url, headers=events).json()["parameter"] == "Last-Event-ID"
 
 

@@ -223,7 +223,7 @@ def test_metrics_count_what_was_done(client: TestClient[Any], lake: Lake) -> Non
     client.get("/records/aggregations", params={"include": "totals"})
     lake.flusher.run_once()
     answer = client.get("/metrics")
-    assert answer.headers["content-type"].startswith("text/plain")
+    assert answer.headers["content-type"] == "text/plain; version=1.0.0; charset=utf-8"
     lines = answer.text.splitlines()
     for outcome in ("accepted", "duplicate", "conflict", "rejected"):
         assert f'oncelake_records_total{{outcome="{outcome}",source="http"}} 1.0' in lines
