@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import struct
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,11 +33,25 @@ class Receiver:
     ) -> None:
         self.requests: list[Request] = []
         self.answer = answer
+        self._open: set[socket.socket] = set()
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True
+
+            def setup(self) -> None:
+                super().setup()
+                receiver._open.add(self.connection)
+
+            def finish(self) -> None:
+                receiver._open.discard(self.connection)
+                with contextlib.suppress(OSError):
+                    super().finish()
+
+            def handle(self) -> None:
+                with contextlib.suppress(OSError):  # cut by `kill`
+                    super().handle()
 
             def do_POST(self) -> None:
                 length = int(self.headers["content-length"])
@@ -68,6 +85,14 @@ class Receiver:
     def __enter__(self) -> Receiver:
         self._thread.start()
         return self
+
+    def kill(self) -> None:
+        """As when its process is killed: every connection is reset, also one whose request is not answered yet."""
+        self.__exit__()
+        for connection in list(self._open):
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.shutdown(socket.SHUT_RDWR)
 
     def __exit__(self, *error: object) -> None:
         self._server.shutdown()
