@@ -26,6 +26,9 @@ COUNT = int(os.environ.get("ONCELAKE_TEST_FORWARD", "3000"))
 KILLS = int(os.environ.get("ONCELAKE_TEST_FORWARD_KILLS", "2"))
 SERVER_KILLS = int(os.environ.get("ONCELAKE_TEST_SERVER_KILLS", "1"))
 SEED = int(os.environ.get("ONCELAKE_TEST_SEED", str(random.randrange(1 << 32))))
+_CAUGHT_UP_S = 300.0
+"""For a server that takes its time to start, and a forwarder that waits longer and longer meanwhile."""
+
 RECORD = {
     "recordId": "", "time": "2024-03-01T12:00:00Z", "sourceId": "s", "destinationId": "", "type": "positive",
     "value": "1.5", "unit": "SEK", "reference": "räksmörgås",
@@ -140,7 +143,7 @@ def struck(target: Target, before: int, todo: int, goal: int) -> bool:
         given = target.count() - before
         return given >= goal
 
-    wait_until(is_under_way)
+    wait_until(is_under_way, _CAUGHT_UP_S)
     return given < todo
 
 
@@ -176,7 +179,7 @@ def test_whoever_is_killed_what_a_consumer_finds_is_the_outbox(tmp_path: Path, n
         process = bench.start()
         assert is_there(process)
         for _ in range(deaths):
-            wait_until(lambda: bench.seq() == bench.records)
+            wait_until(lambda: bench.seq() == bench.records, _CAUGHT_UP_S)
             share, before = next(shares), target.count()
             bench.ingest(share)
             hits[1] += struck(target, before, share, chance.randint(1, share - target.batch))

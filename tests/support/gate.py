@@ -21,7 +21,7 @@ class Gate:
 
     def __init__(self, host: str, port: int) -> None:
         self._behind = ("127.0.0.1", port)
-        self._named = struct.pack(">h", len(host)) + host.encode()
+        self._named = host.encode()
         self._open: list[socket.socket] = []
         self._lock = threading.Lock()
         self._listener: socket.socket | None = None

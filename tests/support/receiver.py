@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, NamedTuple
 
 __all__ = ["Receiver", "Request"]
@@ -26,10 +28,14 @@ class Request(NamedTuple):
 
 
 class Receiver:
-    """`answer` gives status and headers for each request, in the order of arrival."""
+    """`answer` gives status and headers for each request, in the order of arrival. With a certificate it speaks TLS."""
 
     def __init__(
-        self, answer: Callable[[Request], tuple[int, dict[str, str]]] = lambda request: (204, {}), *, port: int = 0
+        self,
+        answer: Callable[[Request], tuple[int, dict[str, str]]] = lambda request: (204, {}),
+        *,
+        port: int = 0,
+        certificate: Path | None = None,
     ) -> None:
         self.requests: list[Request] = []
         self.answer = answer
@@ -73,6 +79,12 @@ class Receiver:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
+        if certificate is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}/hook"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
