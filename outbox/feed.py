@@ -2,6 +2,9 @@
 
 Works inside the service and in another process. A place in a segment is found by bisection, so that reading on costs
 the same however large the feed is. Lines above the committed seq are never given out: after a crash they may change.
+
+What makes lines again is imported where that is needed: it brings DuckDB, pyarrow and polars along, which are most of
+the start and of the memory of `oncelake forward`, and as a rule there are segments to read.
 """
 
 from __future__ import annotations
@@ -15,15 +18,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from outbox.remake import Origin, remade
 from store.errors import CorruptionError, OncelakeError
-from store.holding import Holding
-from store.journal import read_journal
-from store.reading import read_snapshot
-from store.recovery import JournalState, state_of
+
+if TYPE_CHECKING:
+    from outbox.remake import Origin
+    from store.recovery import JournalState
 
 __all__ = ["Feed", "Source", "committed_seq", "source_beside", "state_beside"]
 
@@ -133,6 +136,8 @@ class Feed:
             first, last, lines = self._remade
             if not first <= after + 1 <= last:
                 first, last = after + 1, min(after + _REMADE_SEQS, upto)
+                from outbox.remake import remade
+
                 with self._source.origin() as origin:
                     lines = list(remade(origin, self.name, first, last, self._source.temp))
                 self._remade = (first, last, lines)
@@ -216,6 +221,9 @@ def source_beside(root: Path, feed: str, temp: Path) -> Source:
 
 def state_beside(root: Path) -> JournalState:
     """What the journal says at this moment."""
+    from store.journal import read_journal
+    from store.recovery import JournalState, state_of
+
     for _ in range(_TRIES):
         with contextlib.suppress(FileNotFoundError):  # a new journal file took the place of the one that was listed
             contents = read_journal(root / "internal" / "journal")
@@ -225,6 +233,10 @@ def state_beside(root: Path) -> JournalState:
 
 @contextlib.contextmanager
 def _origin(root: Path) -> Iterator[Origin]:
+    from outbox.remake import Origin
+    from store.holding import Holding
+    from store.reading import read_snapshot
+
     with Holding(root) as holding:
         snapshot = read_snapshot(root, holding)
         yield Origin(snapshot, state_beside(root).rules)

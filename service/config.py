@@ -20,7 +20,7 @@ from msgspec import Meta
 from api.tokens import Token
 from outbox.forwarder.settings import Forward
 from store.errors import ConfigError
-from store.schema import SCALE, SCALED_VALUE_LIMIT
+from store.limits import SCALE, SCALED_VALUE_LIMIT
 
 __all__ = [
     "Alerts",

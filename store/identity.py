@@ -10,7 +10,7 @@ import xxhash
 
 from store.errors import CorruptionError, StoreVersionError
 from store.files import Disk
-from store.schema import FORMAT_VERSION
+from store.limits import FORMAT_VERSION
 
 __all__ = ["IDENTITY_FILE", "Identity", "load_identity", "save_identity"]
 

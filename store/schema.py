@@ -1,5 +1,7 @@
 """The record: its fields, limits and column types, in the one place that everything else takes them from.
 
+The limits stand in `store/limits.py`, for what does without pyarrow.
+
 `RECORD` is a validated record, `STORED` is what a committed one is everywhere: in hot rows, in the Parquet files and
 in every query (the order of the columns is the order in the files).
 """
@@ -7,6 +9,16 @@ in every query (the order of the columns is the order in the files).
 from __future__ import annotations
 
 import pyarrow as pa
+
+from store.limits import (
+    FIELD_LIMIT,
+    FORMAT_VERSION,
+    SCALE,
+    SCALED_VALUE_LIMIT,
+    TIME_MAX_US,
+    TIME_MIN_US,
+    UNIT_LIMIT,
+)
 
 __all__ = [
     "CANONICAL_FIELDS",
@@ -21,27 +33,6 @@ __all__ = [
     "TIME_MIN_US",
     "UNIT_LIMIT",
 ]
-
-FORMAT_VERSION = 2
-"""Of the data directory. An older one is upgraded at start, a newer one refused."""
-
-SCALE = 9
-"""Digits after the point that a value may have."""
-
-SCALED_VALUE_LIMIT = 10**20 * 10**SCALE
-"""A value is below this (exclusive) in units of 10^-9; the bound that keeps sums inside DECIMAL(38,9)."""
-
-FIELD_LIMIT = 256
-"""Characters (code points) in recordId, sourceId, destinationId and reference."""
-
-UNIT_LIMIT = 32
-"""Characters (code points) in unit."""
-
-TIME_MIN_US = 0
-"""1970-01-01T00:00:00Z in microseconds since the epoch, inclusive."""
-
-TIME_MAX_US = 7_289_654_400_000_000
-"""2201-01-01T00:00:00Z in microseconds since the epoch, exclusive."""
 
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 _DECIMAL = pa.decimal128(38, SCALE)

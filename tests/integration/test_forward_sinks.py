@@ -52,6 +52,20 @@ def test_a_redis_stream_holds_the_feed(tmp_path: Path, redis_up: Server) -> None
         heard.close()
 
 
+def test_a_redis_channel_alone_tells_who_subscribes(tmp_path: Path, redis_up: Server) -> None:
+    """Nothing is kept there, and no stream is made."""
+    source = ListSource(lines_of(1, 50))
+    with redis.Redis(port=redis_up.port) as client:
+        heard = client.pubsub()
+        heard.subscribe("only")
+        assert heard.get_message(timeout=5) is not None
+        drive(shipper(tmp_path, source, f"redis://127.0.0.1:{redis_up.port}/0?channel=only"), 50)
+        told = [message["data"] for _ in range(50) if (message := heard.get_message(timeout=5))]
+        assert told == [line for _, line in source.lines]
+        assert not client.exists("only")
+        heard.close()
+
+
 def test_redis_takes_no_message_twice(tmp_path: Path, redis_up: Server) -> None:
     """A checkpoint that was lost, or is behind, costs no duplicate."""
     source = ListSource(lines_of(1, 300))

@@ -59,6 +59,16 @@ class Server:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait(_START_S)
 
+    def freeze(self) -> None:
+        """It keeps its connections and does nothing."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """It goes on."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGCONT)
+
     def stop(self) -> None:
         """For good."""
         self.kill()

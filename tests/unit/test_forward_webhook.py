@@ -217,6 +217,61 @@ def test_a_name_is_resolved_once_and_then_pinned(tmp_path: Path, monkeypatch: py
     assert {request.headers["host"] for request in receiver.requests} == {f"hooks.example:{receiver.port}"}
 
 
+@pytest.fixture
+def local(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every name is this machine."""
+
+    def resolve(host: str, port: int, *args: Any, **more: Any) -> Any:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(addresses.socket, "getaddrinfo", resolve)
+
+
+TLS = Path(__file__).parents[1] / "data" / "tls"
+
+
+def test_https_goes_to_the_pinned_address_and_checks_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: None
+) -> None:
+    """Of the certificate: it must be of the name in the URL, and from who is trusted."""
+    source = ListSource(lines_of(1, 30))
+    with Receiver(certificate=TLS / "hooks.example.pem") as receiver:
+        url = f"https://hooks.example:{receiver.port}/in"
+        unknown = shipper(tmp_path / "a", source, url, allow_private=True)
+        unknown.step()
+        assert "certificate" in unknown.status().problem.lower() and receiver.requests == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(TLS / "ca.pem"))
+        other = shipper(tmp_path / "b", source, url.replace("hooks", "other"), allow_private=True)
+        other.step()
+        assert "other.example" in other.status().problem and receiver.requests == []
+        drive(shipper(tmp_path / "c", source, url, batch=10, allow_private=True), 30)
+    assert len(receiver.requests) == 3
+    assert {request.headers["host"] for request in receiver.requests} == {f"hooks.example:{receiver.port}"}
+
+
+def test_a_secret_in_a_file_is_changed_without_a_restart(tmp_path: Path) -> None:
+    """A receiver that knows only the new one answers 401 until the file has it: the next attempt reads it again."""
+    path = tmp_path / "secret"
+    path.write_text(f"{OTHER}\n")
+
+    def knows_the_new_one(request: Request) -> tuple[int, dict[str, str]]:
+        try:
+            standardwebhooks.Webhook(SECRET).verify(request.body, request.headers)
+        except standardwebhooks.WebhookVerificationError:
+            return 401, {}
+        return 204, {}
+
+    with Receiver(knows_the_new_one) as receiver:
+        ship = shipper(
+            tmp_path, ListSource(lines_of(1, 3)), receiver.url, allow_private=True, secret=f"file:{path}", attempts=0
+        )  # fmt: skip
+        ship._clock.at += ship.step()  # type: ignore[attr-defined]
+        assert "401" in ship.status().problem
+        path.write_text(f"{SECRET}\n{OTHER}\n")
+        drive(ship, 3)
+    assert [len(request.headers["webhook-signature"].split()) for request in receiver.requests] == [1, 2]
+
+
 def test_a_name_of_several_addresses_is_refused_for_one_that_is_private(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which of them is taken is not ours to say."""
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in ("93.184.216.34", "10.0.0.1")]

@@ -95,14 +95,31 @@ class JetStream:
         except (nats.errors.Error, OSError, TimeoutError, ssl.SSLError, EOFError) as error:
             raise Undelivered(f"NATS: {str(error) or type(error).__name__}") from error
 
+    async def _connect(self) -> Client:
+        """Two tries at once, since the client counts none as no limit; it says why only to a callback."""
+        client, why = Client(), [""]
+
+        async def tell(error: Exception) -> None:
+            why[0] = str(error)
+
+        try:
+            await client.connect(
+                self._server,
+                connect_timeout=int(self._timeout_s) or 1,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0,
+                error_cb=tell,
+            )
+        except BaseException as error:
+            await client.close()  # the client leaves a half-made connection open
+            if isinstance(error, nats.errors.NoServersError) and why[0]:
+                raise OSError(why[0]) from error
+            raise
+        return client
+
     async def _open(self) -> Found | None:
-        self._client = await nats.connect(
-            self._server,
-            connect_timeout=int(self._timeout_s) or 1,
-            allow_reconnect=False,
-            max_reconnect_attempts=0,
-            error_cb=_silent,
-        )
+        self._client = await self._connect()
         manager = self._client.jsm()
         try:
             info = await manager.stream_info(self._stream)
@@ -168,10 +185,6 @@ class JetStream:
                 raise Rejected(told) if ack.error.code == 400 else Undelivered(told)
             if ack.duplicate or ack.seq != self._last + number + 1:
                 raise Stale(f"the stream {self._stream!r} knows a message by its id, at sequence {ack.seq}")
-
-
-async def _silent(error: Exception) -> None:
-    """What breaks a connection is raised where it is used."""
 
 
 def matches(pattern: str, subject: str) -> bool:
