@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from outbox.remake import Origin, remade
-from store.errors import CorruptionError, OncelakeError
+from store.errors import MEND, CorruptionError, OncelakeError
 from store.holding import Holding
 from store.journal import read_journal
 from store.reading import read_snapshot
@@ -104,7 +104,9 @@ class Feed:
     ) -> list[tuple[int, bytes]]:
         found = _bounded(self._lines(firsts, after, newest), limit, max_bytes)
         if self.name == "notifications" and not found:
-            raise CorruptionError(f"{self._directory}: the line of seq {after + 1} is missing: run oncelake verify")
+            raise CorruptionError(
+                f"{self._directory}: the line of seq {after + 1} is missing: stop the service, {MEND}"
+            )
         return found
 
     def _lines(self, firsts: list[int], after: int, newest: int) -> Iterator[tuple[int, bytes]]:
@@ -118,7 +120,9 @@ class Feed:
                     if seq is None and self.name == "alerts" and number == len(firsts) - 1:
                         return  # what a commit that did not happen has left
                     if seq is None or (self.name == "notifications" and seq > expected):
-                        raise CorruptionError(f"{path}: the line of seq {expected} is damaged or missing")
+                        raise CorruptionError(
+                            f"{path}: the line of seq {expected} is damaged or missing: stop the service, {MEND}"
+                        )
                     if seq > newest:
                         return
                     if seq >= expected:
