@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from store.errors import CorruptionError, OncelakeError
+from store.errors import MEND, CorruptionError, OncelakeError
 
 if TYPE_CHECKING:
     from outbox.remake import Origin
@@ -107,7 +107,9 @@ class Feed:
     ) -> list[tuple[int, bytes]]:
         found = _bounded(self._lines(firsts, after, newest), limit, max_bytes)
         if self.name == "notifications" and not found:
-            raise CorruptionError(f"{self._directory}: the line of seq {after + 1} is missing: run oncelake verify")
+            raise CorruptionError(
+                f"{self._directory}: the line of seq {after + 1} is missing: stop the service, {MEND}"
+            )
         return found
 
     def _lines(self, firsts: list[int], after: int, newest: int) -> Iterator[tuple[int, bytes]]:
@@ -121,7 +123,9 @@ class Feed:
                     if seq is None and self.name == "alerts" and number == len(firsts) - 1:
                         return  # what a commit that did not happen has left
                     if seq is None or (self.name == "notifications" and seq > expected):
-                        raise CorruptionError(f"{path}: the line of seq {expected} is damaged or missing")
+                        raise CorruptionError(
+                            f"{path}: the line of seq {expected} is damaged or missing: stop the service, {MEND}"
+                        )
                     if seq > newest:
                         return
                     if seq >= expected:

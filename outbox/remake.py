@@ -9,7 +9,7 @@ keys of the range. After that the range is made a piece at a time, each piece ad
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def remade(
     *,
     memory: str = "192MB",
     piece_rows: int = _PIECE_ROWS,
-) -> Iterator[tuple[int, bytes]]:
+) -> Generator[tuple[int, bytes], None, None]:
     """(seq, line without its newline) of seqs `first` to `last`, which must be committed, in order.
 
     DuckDB keeps to `memory` and spills into `temp`. `CorruptionError` where records of the range are missing.

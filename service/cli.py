@@ -46,7 +46,12 @@ def parser() -> argparse.ArgumentParser:
     backup = _command(commands, "backup", _backup, "copy the data directory, also of a running service")
     backup.add_argument("directory", type=Path, metavar="DIR", help="a new or empty directory")
 
-    _command(commands, "rebuild", _rebuild, "make index, summaries and rollups anew from the records")
+    rebuild = _command(commands, "rebuild", _rebuild, "make index, summaries and rollups anew from the records")
+    rebuild.add_argument(
+        "--mend", action="store_true",
+        help="instead, make missing or damaged Parquet files again from the notification log, and segments of the "
+        "outboxes from the Parquet files",
+    )  # fmt: skip
 
     replay = _command(commands, "replay", _replay, "write the lines of a range of seqs again, from the stored records")
     replay.add_argument("--from", dest="first", type=_count, default=1, metavar="SEQ", help="the first seq (1)")
@@ -190,9 +195,9 @@ def _backup(options: argparse.Namespace) -> int:
 
 def _rebuild(options: argparse.Namespace) -> int:
     config = _config(options)
-    from service.rebuilding import rebuild
+    from service.rebuilding import mend, rebuild
 
-    return rebuild(config)
+    return mend(config) if options.mend else rebuild(config)
 
 
 def _replay(options: argparse.Namespace) -> int:

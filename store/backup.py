@@ -25,7 +25,7 @@ import xxhash
 
 from store.catalog import Catalog, FileRow, RunRow
 from store.compaction import remove_directory
-from store.errors import CorruptionError, OncelakeError
+from store.errors import MEND, CorruptionError, OncelakeError
 from store.files import Disk
 from store.holding import Holding
 from store.identity import IDENTITY_FILE, load_identity
@@ -248,8 +248,7 @@ class _Copy:
                 return
             raise CorruptionError(
                 f"{self._root / part.name} is damaged: {size} bytes with checksum {hasher.hexdigest()}, {part.bytes} "
-                f"with {part.sum} are committed. Nothing was backed up; restore the file from an older backup, or see "
-                "what `oncelake verify` says"
+                f"with {part.sum} are committed. Nothing was backed up; stop the service, {MEND}"
             )
         self._copied[part.name] = part
 

@@ -341,15 +341,20 @@ def remove_directory(disk: Disk, directory: Path) -> None:
 
 
 def recover_swaps(disk: Disk, root: Path, catalog: Catalog) -> None:
-    """At a start: what was exchanged counts, what was not is forgotten; then `clear_compaction` removes the rest."""
+    """At a start: what was exchanged counts, what was not is forgotten; then `clear_compaction` removes the rest.
+
+    A file that was made again (`store.mend`) came by a rename into its partition.
+    """
     swaps = catalog.swaps()
     if not swaps:
         return
     done = [swap for swap in swaps if (root / swap.file.name).exists()]
     if done:
+        disk.make_directory(root / COMPACTION)
         sync_parents(disk, root)
+        overlapped(disk.sync_directory, sorted({(root / swap.file.name).parent for swap in done}))
     catalog.swapped(done)
-    logger.warning("of %d compactions under way %d had been made", len(swaps), len(done))
+    logger.warning("of %d exchanges of Parquet files under way %d had been made", len(swaps), len(done))
 
 
 def clear_compaction(disk: Disk, root: Path) -> None:

@@ -27,6 +27,7 @@ OncelakeError
 from __future__ import annotations
 
 __all__ = [
+    "MEND",
     "AnswerTooLargeError",
     "ConfigError",
     "CorruptionError",
@@ -48,6 +49,9 @@ __all__ = [
     "UndecodableError",
     "UnknownFormatError",
 ]
+
+MEND = "run `oncelake rebuild --mend`, or restore it from a backup"
+"""What to do about a damaged or missing file whose records are normally on disk twice."""
 
 
 class OncelakeError(Exception):

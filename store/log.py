@@ -6,6 +6,7 @@ that names sort. Lines are appended to the newest segment and count once a journ
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 import xxhash
 
-from store.errors import CorruptionError
+from store.errors import MEND, CorruptionError
 from store.files import Appender, Disk
 from store.journal import FileEnd, Segment
 from store.schema import RECORD, STORED
@@ -27,6 +28,7 @@ __all__ = [
     "begun_at",
     "check_committed",
     "checked",
+    "examined",
     "lines_after",
     "number_of",
     "parse_notifications",
@@ -141,21 +143,30 @@ class Log:
 
 def checked(root: Path, name: str, end: int, checksum: str) -> xxhash.xxh3_64:
     """Read the committed bytes of a file; `CorruptionError` where they are not those that were committed."""
+    hasher, why = examined(root / name, end, checksum)
+    if why is not None:
+        raise CorruptionError(f"{root / name} {why}; {end} bytes of it with checksum {checksum} are committed: {MEND}")
+    return hasher
+
+
+def examined(path: Path, end: int, checksum: str) -> tuple[xxhash.xxh3_64, str | None]:
+    """Read the first `end` bytes of a file: their hasher, and why they are not those with this checksum, or None."""
     hasher = xxhash.xxh3_64()
     length = 0
     try:
-        with (root / name).open("rb") as file:
+        with path.open("rb") as file:
             while length < end and (piece := file.read(min(_READ_BYTES, end - length))):
                 hasher.update(piece)
                 length += len(piece)
     except FileNotFoundError:
-        length = -1
-    if length != end or hasher.hexdigest() != checksum:
-        what = "is missing" if length < 0 else f"has {length} bytes" if length != end else "is damaged"
-        raise CorruptionError(
-            f"{root / name} {what}; {end} bytes of it with checksum {checksum} are committed. Restore it from a backup."
-        )
-    return hasher
+        return hasher, "is missing"
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return hasher, f"cannot be read ({error.strerror})"
+    if length != end:
+        return hasher, f"has {length} bytes"
+    return hasher, None if hasher.hexdigest() == checksum else "is damaged"
 
 
 class _Line(msgspec.Struct, rename="camel"):
@@ -245,7 +256,7 @@ def lines_after(root: Path, files: list[tuple[str, int]], seq: int) -> Iterator[
             while position < end:
                 piece = file.read(min(_READ_BYTES, end - position))
                 if not piece:
-                    raise CorruptionError(f"{root / name} ends at byte {position}, {end} are committed")
+                    raise CorruptionError(f"{root / name} ends at byte {position}, {end} are committed: {MEND}")
                 position += len(piece)
                 data = rest + piece
                 cut = data.rfind(b"\n") + 1
@@ -259,4 +270,4 @@ def lines_after(root: Path, files: list[tuple[str, int]], seq: int) -> Iterator[
                     yield first + skip, data[start:]
                 first += lines
             if rest:
-                raise CorruptionError(f"{root / name}: the committed bytes end in the middle of a line")
+                raise CorruptionError(f"{root / name}: the committed bytes end in the middle of a line: {MEND}")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from store.errors import CorruptionError
+from store.errors import MEND, CorruptionError
 from store.rot import sound
 from store.schema import STORED
 from store.snapshot import SealedFile, Snapshot
@@ -39,7 +39,7 @@ def rows_at(snapshot: Snapshot, days: I64, seqs: I64) -> pa.Table:
         missing = np.setdiff1d(seqs, rows.column("seq").to_numpy())
         raise CorruptionError(
             f"the record with seq {missing[0]} is in the index and not in the Parquet ({len(missing)} such): "
-            "a file under records/ was lost or changed. Run `oncelake verify`, restore the file from a backup."
+            f"a file under records/ was lost or changed. `oncelake verify` names it; stop the service, {MEND}."
         )
     return rows
 

@@ -20,7 +20,7 @@ import xxhash
 
 from store.catalog import FileRow
 from store.engine import Stop
-from store.errors import CorruptionError
+from store.errors import MEND, CorruptionError
 from store.flush import checksum_of
 from store.memory import give_back_memory
 from store.parquet import describe, flush_of, partition_writer, partitions, write_partition
@@ -145,5 +145,5 @@ def _check(file: SealedFile, found: tuple[int, str]) -> None:
     if found != (file.bytes, file.sum):
         raise CorruptionError(
             f"{file.name} has {found[0]} bytes with checksum {found[1]}, the catalog says {file.bytes} with "
-            f"{file.sum}: restore it from a backup"
+            f"{file.sum}: stop the service, {MEND}"
         )

@@ -20,7 +20,7 @@ import xxhash
 
 from store.catalog import FileRow
 from store.codes import changes, folded, numbers, ranks
-from store.errors import CorruptionError
+from store.errors import MEND, CorruptionError
 from store.schema import STORED
 from store.sums import I64
 
@@ -29,6 +29,7 @@ __all__ = [
     "Partition",
     "PartitionWriter",
     "day_directory",
+    "day_of",
     "describe",
     "flush_of",
     "partition_writer",
@@ -143,7 +144,13 @@ def flush_of(path: Path) -> tuple[int, int]:
     except KeyError:
         raise CorruptionError(f"{path} was not written by oncelake: move it out of records/") from None
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise CorruptionError(f"{path} is damaged ({error}): restore it from a backup") from error
+        raise CorruptionError(f"{path} is damaged ({error}): {MEND}") from error
+
+
+def day_of(path: Path) -> int:
+    """The day (since the epoch) of a file's rows, which are all of one."""
+    times = pc.min_max(pq.read_table(path, columns=["time"], partitioning=None).column("time").cast(pa.int64()))
+    return int(times["min"].as_py() // _DAY_US)
 
 
 def describe(path: Path, name: str, day: int) -> FileRow:

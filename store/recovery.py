@@ -15,12 +15,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from store.catalog import Catalog, CatalogDamagedError, FileRow, RunRow
 from store.compaction import clear_compaction, recover_swaps, remove_directory
-from store.errors import CorruptionError
+from store.errors import MEND, CorruptionError
 from store.files import Disk
 from store.flush import STAGING, PartitionLocks, clear_staging, move_into_place
 from store.hashing import Hasher
@@ -29,11 +28,21 @@ from store.journal import Checkpoint, FileEnd, Frame, InputState, JournalContent
 from store.kinds import KINDS
 from store.log import checked, closed_segment, lines_after, number_of, parse_notifications
 from store.outcomes import MAX_PROBLEMS
-from store.parquet import day_directory, describe, flush_of
+from store.parquet import day_directory, day_of, describe, flush_of
 from store.remake import REMAKE, check_sums, hashed, prove_by_log, remade, why_broken
 from store.rot import QUARANTINE
 
-__all__ = ["JournalState", "committed", "open_catalog", "quarantine_tails", "recover_hot", "state_of"]
+__all__ = [
+    "LOGS",
+    "CatalogState",
+    "JournalState",
+    "committed",
+    "fitting",
+    "open_catalog",
+    "quarantine_tails",
+    "recover_hot",
+    "state_of",
+]
 
 logger = logging.getLogger("oncelake.recovery")
 
@@ -181,7 +190,8 @@ def open_catalog(disk: Disk, root: Path, hasher: Hasher, contents: JournalConten
     catalog: Catalog | None = None
     try:
         catalog = Catalog(path, fsync=disk.fsync)
-        state = _fitting(disk, root, catalog, contents)
+        state = fitting(disk, root, catalog, contents)
+        _check_files(root, state.files)
     except CatalogDamagedError as error:
         if catalog is not None:
             catalog.close()
@@ -198,8 +208,8 @@ def open_catalog(disk: Disk, root: Path, hasher: Hasher, contents: JournalConten
     return _made_anew(disk, root, hasher, Catalog(path, fsync=disk.fsync), contents)
 
 
-def _fitting(disk: Disk, root: Path, catalog: Catalog, contents: JournalContents) -> CatalogState:
-    """What the catalog holds if it fits the journal and the files; `CatalogDamagedError` if not."""
+def fitting(disk: Disk, root: Path, catalog: Catalog, contents: JournalContents) -> CatalogState:
+    """What the catalog holds if it fits the journal, with what was under way; `CatalogDamagedError` if not."""
     recover_swaps(disk, root, catalog)
     meta, files, runs, intents = catalog.read()
     if meta is None:
@@ -228,7 +238,6 @@ def _fitting(disk: Disk, root: Path, catalog: Catalog, contents: JournalContents
     if intents:
         meta, files, runs, intents = catalog.read()
         assert meta is not None
-    _check_files(root, files)
     return CatalogState(catalog, meta.flushed, files, runs)
 
 
@@ -241,9 +250,7 @@ def _check_files(root: Path, files: list[FileRow]) -> None:
     missing = [row for row in files if row.name not in on_disk]
     extra = sorted(on_disk - {row.name for row in files})
     if missing and sum(row.rows for row in missing) != sum(_rows_in(root / name) for name in extra):
-        raise CorruptionError(
-            f"{root / missing[0].name} is missing ({len(missing)} Parquet files are): restore it from a backup"
-        )
+        raise CorruptionError(f"{root / missing[0].name} is missing ({len(missing)} Parquet files are): {MEND}")
     if extra:
         raise CatalogDamagedError(f"{extra[0]} is not in it ({len(extra)} such files)")
 
@@ -252,7 +259,7 @@ def _rows_in(path: Path) -> int:
     try:
         return int(pq.read_metadata(path).num_rows)
     except (OSError, pa.ArrowException) as error:
-        raise CorruptionError(f"{path} is damaged ({error}): restore it from a backup") from error
+        raise CorruptionError(f"{path} is damaged ({error}): {MEND}") from error
 
 
 def _made_anew(disk: Disk, root: Path, hasher: Hasher, catalog: Catalog, contents: JournalContents) -> CatalogState:
@@ -264,10 +271,10 @@ def _made_anew(disk: Disk, root: Path, hasher: Hasher, catalog: Catalog, content
     staged: dict[tuple[int, int], list[tuple[Path, int]]] = {}
     for path in sorted((root / STAGING).glob("*.parquet")):
         with contextlib.suppress(CorruptionError):  # cut off while it was written: nothing of its flush has a name
-            staged.setdefault(flush_of(path), []).append((path, _day_of(path)))
+            staged.setdefault(flush_of(path), []).append((path, day_of(path)))
     for path in sorted(root.glob("records/**/*.parquet")):
         name = str(path.relative_to(root))
-        flushes.setdefault(flush_of(path), []).append(describe(path, name, _day_of(path)))
+        flushes.setdefault(flush_of(path), []).append(describe(path, name, day_of(path)))
     files: list[FileRow] = []
     flushed = 0
     for (first, last), rows in _joined(flushes):
@@ -376,17 +383,14 @@ def recover_hot(root: Path, hasher: Hasher, state: JournalState, flushed: int) -
         rows = parse_notifications(data)
         seqs = rows.column("seq").to_numpy()
         if first != expected or not np.array_equal(seqs, np.arange(first, first + len(seqs))):
-            raise CorruptionError(f"outbox/notifications: seq {expected} is missing or out of order near {first}")
+            raise CorruptionError(
+                f"outbox/notifications: seq {expected} is missing or out of order near {first}: {MEND}"
+            )
         hot = hot.added(hashed(hasher, rows)).settled()
         expected += len(seqs)
     if expected != state.seq + 1:
         raise CorruptionError(
             f"outbox/notifications ends at seq {expected - 1}, seq {state.seq} is committed and {flushed} is in the "
-            "Parquet: restore the segments from a backup"
+            f"Parquet: {MEND}"
         )
     return hot
-
-
-def _day_of(path: Path) -> int:
-    times = pc.min_max(pq.read_table(path, columns=["time"], partitioning=None).column("time").cast(pa.int64()))
-    return int(times["min"].as_py() // 86_400_000_000)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from store import index, rollups
 from store.catalog import FileRow, RunRow
 from store.compaction import remove_directory
-from store.errors import CorruptionError
+from store.errors import MEND, CorruptionError
 from store.files import Disk
 from store.flush import checksum_of, write_run
 from store.fresh import Committed
@@ -74,7 +74,7 @@ def check_sums(root: Path, files: Collection[FileRow]) -> None:
         row = wrong[0]
         raise CorruptionError(
             f"{root / row.name} is damaged ({len(wrong)} Parquet files are); it holds {row.rows} records of seqs "
-            f"{row.min_seq} to {row.max_seq}. Restore it from a backup; `oncelake verify` names all of them."
+            f"{row.min_seq} to {row.max_seq}. Stop the service, {MEND}; `oncelake verify` names all of them."
         )
 
 
@@ -198,7 +198,7 @@ def _groups(root: Path, files: Collection[FileRow], columns: list[str]) -> Itera
         except (OSError, pa.ArrowException) as error:
             raise CorruptionError(
                 f"{root / row.name} cannot be read ({error}); it holds {row.rows} records of seqs {row.min_seq} to "
-                f"{row.max_seq}. Restore it from a backup."
+                f"{row.max_seq}. Stop the service, {MEND}."
             ) from error
 
 

@@ -7,6 +7,7 @@ the way (`condemned`), because the next start makes it anew.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -16,11 +17,11 @@ from pathlib import Path
 import xxhash
 
 from store.catalog import RunRow
-from store.errors import CorruptionError, DamagedFileError
+from store.errors import MEND, CorruptionError, DamagedFileError
 from store.files import Disk
 from store.snapshot import SealedFile
 
-__all__ = ["QUARANTINE", "Pace", "checksum_at", "condemned", "known_damage", "sound"]
+__all__ = ["QUARANTINE", "Pace", "checksum_at", "condemned", "known_damage", "quarantined", "sound"]
 
 logger = logging.getLogger("oncelake.rot")
 
@@ -91,7 +92,7 @@ def prove(file: SealedFile, pace: Pace) -> None:
     file.condition.damage = (
         f"{file.name} is damaged: it has {found[0]} bytes with checksum {found[1]}, the catalog "
         f"(internal/catalog.sqlite) says {file.bytes} with {file.sum}. It holds {file.rows} records of seqs "
-        f"{file.min_seq} to {file.max_seq}; restore it from a backup"
+        f"{file.min_seq} to {file.max_seq}; stop the service, {MEND}"
     )
     logger.error("%s", file.condition.damage)
 
@@ -120,3 +121,14 @@ def condemned(disk: Disk, root: Path, row: RunRow, pace: Pace) -> CorruptionErro
         f"{root / row.name} was damaged and is in {QUARANTINE} now: start the service again, it makes the {row.kind} "
         "anew (or run `oncelake rebuild`)"
     )
+
+
+def quarantined(disk: Disk, root: Path, path: Path, name: str) -> str:
+    """Move a file into quarantine, durable, by this name or one like it that is free; the name that it got."""
+    disk.make_directory(root / QUARANTINE)
+    names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(2)))
+    target = next(root / QUARANTINE / free for free in names if not (root / QUARANTINE / free).exists())
+    disk.rename(path, target)
+    disk.sync_directory(root / QUARANTINE)
+    disk.sync_directory(path.parent)
+    return str(target.relative_to(root))

@@ -6,10 +6,30 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from store.errors import MEND
+
 __all__ = ["MAX_DIFFERENCES", "Difference", "Findings", "Report", "VanishedError"]
 
 MAX_DIFFERENCES = 100
 """Differences that a report lists; that there are more is said."""
+
+_TWICE = f"stop the service and {MEND}"
+_DERIVED = "stop the service and run `oncelake rebuild`"
+REPAIRS = {
+    "parquet": _TWICE,
+    "segment": _TWICE,
+    "notification": _TWICE,
+    "alert": _TWICE,
+    "index": _DERIVED,
+    "summary": _DERIVED,
+    "rollup": _DERIVED,
+    "catalog": "start the service: where the catalog does not fit it is made anew",
+    "committed": "start the service: it is written anew, where the journal is whole",
+    "journal": "restore internal/journal from a backup that is not older than the outbox",
+    "deadLetter": "restore it from a backup",
+    "store": "run `oncelake verify` again when there is less to do",
+}
+"""What to do about a difference, by its kind."""
 
 
 class VanishedError(Exception):
@@ -34,6 +54,7 @@ class Difference:
             "file": self.file,
             **{name: value for name, value in place.items() if value is not None},
             "message": self.message,
+            "repair": REPAIRS["deadLetter" if self.file.startswith("rejected") else self.kind],
         }
 
 

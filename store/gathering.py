@@ -1,0 +1,142 @@
+"""Records out of the notification log, by day, as one new Parquet file for each group of them.
+
+Only sound segments are read, so the records are what was committed. They go into small files on the way, so that memory
+stays bounded whatever a group holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from store.catalog import FileRow
+from store.engine import Stop
+from store.files import Disk
+from store.log import lines_after, parse_notifications
+from store.merging import Merging, merge
+from store.parquet import Partition, describe, write_partition
+from store.remake import REMAKE
+from store.segments import LogSegment
+from store.snapshot import SealedFile
+
+__all__ = ["TEMP", "Group", "Lost", "gather", "joined"]
+
+TEMP = f"{REMAKE}/.tmp"
+_ROWS = 1 << 18
+"""Records that are held in memory before they go into small files."""
+
+_MEMORY = "128MB"
+_DAY_US = 86_400_000_000
+
+I64 = npt.NDArray[np.int64]
+
+
+class Lost:
+    """Which seqs of a range are lost: all that are said to be, and not said to be held."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first = first
+        self.last = last
+        self._flags = np.zeros(max(last - first, -1) + 2, dtype=bool)
+
+    def add(self, first: int, last: int) -> None:
+        """These may be lost."""
+        self._flags[first - self.first : last - self.first + 1] = True
+
+    def discard(self, seqs: I64) -> None:
+        """A sound file holds these."""
+        inside = seqs[(seqs >= self.first) & (seqs <= self.last)]
+        self._flags[inside - self.first] = False
+
+    def among(self, seqs: I64) -> npt.NDArray[np.bool_]:
+        """Which of these are lost."""
+        inside = (seqs >= self.first) & (seqs <= self.last)
+        return inside & self._flags[np.where(inside, seqs - self.first, len(self._flags) - 1)]
+
+    def within(self, first: int, last: int) -> I64:
+        """The lost ones of a range."""
+        begin = max(first, self.first)
+        return np.flatnonzero(self._flags[begin - self.first : max(last - self.first + 1, 0)]) + begin
+
+
+@dataclass
+class Group:
+    """Lost records of one day with seqs `first` to `last`. `span` goes into the footer: None for their own seqs."""
+
+    day: int
+    first: int
+    last: int
+    span: tuple[int, int] | None = None
+    found: int = 0
+    waiting: list[pa.Table] = field(default_factory=list)
+    pieces: list[SealedFile] = field(default_factory=list)
+
+
+def gather(
+    root: Path,
+    groups_of: Callable[[int], Sequence[Group]],
+    lost: Lost,
+    log: Sequence[LogSegment],
+    first: int,
+    last: int,
+) -> None:
+    """Put the lost records of seqs `first` to `last` into the groups of their day, as far as the log has them."""
+    waiting = 0
+    touched: dict[int, Group] = {}
+    for rows in _logged(root, lost, log, first, last):
+        seqs = rows.column("seq").to_numpy()
+        days = rows.column("time").cast(pa.int64()).to_numpy() // _DAY_US
+        for day in np.unique(days).tolist():
+            for group in groups_of(day):
+                mask = (days == day) & (seqs >= group.first) & (seqs <= group.last)
+                group.waiting.append(rows.filter(pa.array(mask)))
+                group.found += int(mask.sum())
+                waiting += int(mask.sum())
+                touched[id(group)] = group
+        if waiting >= _ROWS:
+            _write_pieces(root, touched.values())
+            waiting = 0
+    _write_pieces(root, touched.values())
+
+
+def joined(disk: Disk, root: Path, group: Group, path: Path, name: str) -> FileRow:
+    """All records of a group in one new file, sorted and compared, not synced. It will be called `name`."""
+    made = merge(group.pieces, path, name, Merging(root / TEMP, _MEMORY, Stop()))
+    for piece in group.pieces:
+        disk.remove(piece.path)
+    return made
+
+
+def _logged(root: Path, lost: Lost, log: Sequence[LogSegment], first: int, last: int) -> Iterator[pa.Table]:
+    for segment in log:
+        begin, end = max(segment.first, first), min(segment.last, last)
+        if segment.damage is not None or begin > end or not len(lost.within(begin, end)):
+            continue
+        for at, data in lines_after(root, [(segment.path, segment.bytes)], begin - 1):
+            if at > end:
+                break
+            rows = parse_notifications(data)
+            seqs = rows.column("seq").to_numpy()
+            mask = lost.among(seqs) & (seqs >= begin) & (seqs <= end)
+            if mask.any():
+                yield rows.filter(pa.array(mask))
+
+
+def _write_pieces(root: Path, groups: Iterable[Group]) -> None:
+    for group in groups:
+        tables = [table for table in group.waiting if table.num_rows]
+        group.waiting = []
+        if tables:
+            rows = pa.concat_tables(tables).combine_chunks()
+            seqs = pc.min_max(rows.column("seq")).as_py()
+            path = root / REMAKE / f"{group.day}-{group.first}.{len(group.pieces)}.parquet"
+            write_partition(Partition(group.day, rows), path, group.span or (seqs["min"], seqs["max"]))
+            row = describe(path, str(path.relative_to(root)), group.day)
+            group.pieces.append(SealedFile(path, *msgspec.structs.astuple(row)))
