@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
+from store import index, summaries
 from store.hashing import U64
 from store.hashing_rows import Hashes, halves
 from store.plain import Row
+from store.runs import Run
 from store.schema import RECORD, STORED
 from store.summaries import Summary
 
@@ -38,6 +41,16 @@ class Committed:
     def count(self) -> int:
         """Records."""
         return int(self.rows.num_rows)
+
+    @cached_property
+    def runs(self) -> tuple[Run, Run]:
+        """Its part of the index and of the summaries."""
+        times = self.rows.column("time").combine_chunks().cast(pa.int64()).to_numpy()
+        words = index.pack_words(times, self.rows.column("seq").to_numpy())
+        return (
+            index.entries(self.id_hi, self.id_lo, words, self.fingerprint),
+            summaries.of_records(self.key_hi, self.key_lo, self.rows),
+        )
 
 
 @dataclass(frozen=True)

@@ -85,18 +85,17 @@ class Hot:
 
     def _with_runs_of(self, committed: Committed) -> Hot:
         rows = committed.rows
-        times = rows.column("time").combine_chunks().cast(pa.int64()).to_numpy()
-        words = index.pack_words(times, rows.column("seq").to_numpy())
+        entries, sums = committed.runs
         return replace(
             self,
             settled_tables=_merged((*self.settled_tables, rows), lambda table: table.num_rows, _concatenated),
             index=_merged(
-                (*self.index, index.entries(committed.id_hi, committed.id_lo, words, committed.fingerprint)),
+                (*self.index, entries),
                 lambda run: run.rows,
                 lambda runs: combined(runs, index.sorted_entries),
             ),
             summaries=_merged(
-                (*self.summaries, summaries.of_records(committed.key_hi, committed.key_lo, rows)),
+                (*self.summaries, sums),
                 lambda run: run.rows,
                 lambda runs: combined(runs, summaries.added_up),
             ),

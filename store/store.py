@@ -11,6 +11,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ _JOURNAL_BYTES = 1 << 20
 
 _SEGMENTS_OF_RETENTION = 8
 """A segment covers an eighth of its retention at most, so that lines are kept little longer than asked."""
+
+_MANY_ROWS = 4_096
+"""The runs of so many records are worked out in another thread, which costs less than it takes there."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ class Store:
         self._committed_written = -1
         self._folded_bytes = 0
         self._intent: Intent | None = None
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix="runs")
         try:
             identity = load_identity(self.root, self.disk)
             assert identity is not None
@@ -268,6 +273,7 @@ class Store:
             rules=commit.rules,
             kept=dict(commit.kept),
         )
+        runs = self._runs_of(commit.committed)
         try:
             for log in touched:
                 log.sync()
@@ -283,10 +289,18 @@ class Store:
             raise self._failed(error) from error
         try:
             self._apply(frame, commit.committed, touched)
+            if runs is not None:
+                runs.result()
             if self._journal.length > max(_JOURNAL_BYTES, 2 * self._folded_bytes):
                 self._fold_journal()
         except BaseException as error:  # it is durable: whoever tried it again would commit it twice
             raise self._failed(error) from error
+
+    def _runs_of(self, committed: Committed | CommittedRows | None) -> Future[object] | None:
+        """The runs of many records, worked out while their lines are synced: a settling soon after finds them made."""
+        if not isinstance(committed, Committed) or committed.count < _MANY_ROWS:
+            return None
+        return self._beside.submit(lambda: committed.runs)
 
     def _apply(self, frame: Frame, committed: Committed | CommittedRows | None, touched: list[Log]) -> None:
         """What is durable becomes visible."""
@@ -441,6 +455,7 @@ class Store:
 
     def close(self) -> None:
         """Give the directory free. What is hot stays in the log, for the next start."""
+        self._beside.shutdown()
         self._catalog.close()
         self._journal.close()
         for log in self._logs.values():

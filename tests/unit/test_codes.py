@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any
 
 import numpy as np
@@ -67,10 +67,11 @@ def test_rows_are_cut_by_day_and_sorted_by_destination_time_and_seq(rows: list[A
 def test_a_rollup_is_what_plain_python_adds_up(rows: list[Any]) -> None:
     """By hour, destination and unit, in the order of the code points."""
     sums: dict[Any, list[Any]] = defaultdict(lambda: [0, 0, Decimal(0), Decimal(0)])
-    for time, destination, type_, value, unit in rows:
-        held = sums[time // HOUR_US, destination, unit]
-        held[0 if type_ == "positive" else 1] += 1
-        held[2 if type_ == "positive" else 3] += value
+    with localcontext(prec=60):
+        for time, destination, type_, value, unit in rows:
+            held = sums[time // HOUR_US, destination, unit]
+            held[0 if type_ == "positive" else 1] += 1
+            held[2 if type_ == "positive" else 3] += value
     found = of_records([stored(rows, list(range(1, len(rows) + 1)))])
     assert [tuple(row.values()) for row in found.to_pylist()] == [
         (*key, *sums[key]) for key in sorted(sums, key=lambda key: (key[0], key[1].encode(), key[2].encode()))
