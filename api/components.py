@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from http import HTTPStatus
 from typing import Any
 
 from api.access import ROUTES
+from api.problem_examples import example_of
 
-__all__ = ["RECORD_EXAMPLE", "SCHEMAS", "SECURITY_SCHEMES", "completed"]
+__all__ = ["CANONICAL_EXAMPLE", "RECORD_EXAMPLE", "SCHEMAS", "SECURITY_SCHEMES", "completed"]
 
 Schema = dict[str, Any]
 
@@ -32,6 +32,7 @@ RECORD_EXAMPLE: Schema = {
     "unit": "SEK",
     "reference": "invoice-9",
 }
+CANONICAL_EXAMPLE: Schema = {**RECORD_EXAMPLE, "time": "2024-03-01T12:00:00.000000Z"}
 _RECORD: dict[str, Schema] = {
     "recordId": _TEXT,
     "time": {**_TIME, "description": "RFC 3339 with an offset, in the years 1970 to 2200 in UTC"},
@@ -92,8 +93,10 @@ SCHEMAS: dict[str, Schema] = {
             "seq": {**_or_null(_SEQ), "description": "of the stored record that this one conflicts with"},
             "fields": {**_list({"type": "string"}), "description": "names that differ from the stored record"},
             "errors": {**_list(_ref("FieldError")), "description": "every rule that a record breaks"},
+            "available": {**_list({"type": "string"}), "description": "media types that there are"},
+            "file": {"type": "string", "description": "that is damaged"},
         },
-        optional=("parameter", "position", "recordId", "seq", "fields", "errors"),
+        optional=("parameter", "position", "recordId", "seq", "fields", "errors", "available", "file"),
         description="RFC 9457; an atomic batch that was refused has the members of BatchAnswer too",
     ),
     "FieldError": _object(
@@ -152,7 +155,7 @@ SCHEMAS: dict[str, Schema] = {
                 {
                     "destinationId": "dest-123", "count": 1, "total": "125.5",
                     "totals": [{"unit": "SEK", "count": 1, "positive": "125.5", "negative": "0", "net": "125.5"}],
-                    "records": [{"seq": 1, **RECORD_EXAMPLE, "time": "2024-03-01T12:00:00.000000Z"}],
+                    "records": [{"seq": 1, **CANONICAL_EXAMPLE}],
                 }
             ],
             "totals": [{"unit": "SEK", "count": 1, "positive": "125.5", "negative": "0", "net": "125.5"}],
@@ -161,6 +164,17 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Rejected": _object(
         {"items": _list(_ref("DeadLetter")), "nextCursor": {"type": ["string", "null"]}},
+        example={
+            "items": [
+                {
+                    "id": "12-1", "status": "conflict", "recordId": "rec-001", "sourceId": "source-a", "seq": 1,
+                    "errors": None, "fields": ["value"], "record": '{"recordId":"rec-001"}', "encoding": "utf-8",
+                    "truncated": False, "time": "2024-03-01T12:00:07.512034Z", "resolvedBy": None,
+                    "source": {"request": None, "file": "batch.ndjson", "line": 4, "index": 3, "letter": None},
+                }
+            ],
+            "nextCursor": None,
+        },
     ),
     "DeadLetter": _object(
         {
@@ -208,6 +222,8 @@ _GUARDED = {
     403: "the role of the token does not allow this (`forbidden`)",
 }
 _PROBLEM_MEDIA_TYPE = "application/problem+json"
+_RETRY = (("Retry-After", "seconds after which to try again, where that helps"),)
+_HEADERS = {401: (("WWW-Authenticate", "`Bearer`"),), 429: _RETRY, 503: _RETRY}
 
 
 def completed(document: Schema) -> Schema:
@@ -244,14 +260,8 @@ def _with_content(status: int, answer: Schema) -> Schema:
     if status < 400 or (content and _PROBLEM_MEDIA_TYPE not in content):
         return answer
     schema = content.get(_PROBLEM_MEDIA_TYPE, {}).get("schema", _ref("Problem"))
-    title = HTTPStatus(status).phrase
-    examples = {
-        code: {
-            "value": {"type": "about:blank", "title": title, "status": status, "detail": "what, and why", "code": code}
-        }
-        for code in re.findall(r"`([a-z_]+)`", answer["description"])
-    }
-    problem = {"schema": schema, **({"examples": examples} if examples else {})}
-    headers = {"WWW-Authenticate": {"schema": {"type": "string"}}} if status == HTTPStatus.UNAUTHORIZED else {}
+    codes = re.findall(r"`([a-z_]+)`", answer["description"])
+    problem = {"schema": schema, "examples": {code: {"value": example_of(status, code)} for code in codes}}
+    headers = {name: {"schema": {"type": "string"}, "description": text} for name, text in _HEADERS.get(status, ())}
     found = {**answer, "content": {**content, _PROBLEM_MEDIA_TYPE: problem}}
     return {**found, "headers": {**headers, **answer.get("headers", {})}} if headers else found

@@ -28,7 +28,7 @@ from store.errors import (
     UnknownFormatError,
 )
 
-__all__ = ["MEDIA_TYPE", "ProblemError", "on_error", "problem", "problem_body", "problem_of"]
+__all__ = ["MEDIA_TYPE", "ProblemError", "on_error", "problem", "problem_body", "problem_of", "title_of"]
 
 logger = logging.getLogger("oncelake.api")
 
@@ -64,12 +64,17 @@ def problem_body(status: int, code: str, detail: str, **members: Any) -> bytes:
     """The bytes of a problem."""
     content = {
         "type": "about:blank",
-        "title": _TITLES.get(status) or HTTPStatus(status).phrase,
+        "title": title_of(status),
         "status": status,
         "detail": detail,
         "code": code,
     }
     return msgspec.json.encode({**content, **members})
+
+
+def title_of(status: int) -> str:
+    """The words for a status, whatever the version of Python."""
+    return _TITLES.get(status) or HTTPStatus(status).phrase
 
 
 def on_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

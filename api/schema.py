@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 import msgspec
 from litestar import Request, Response, get
 
-from api.components import RECORD_EXAMPLE, SCHEMAS, SECURITY_SCHEMES, completed
+from api.components import CANONICAL_EXAMPLE, RECORD_EXAMPLE, SCHEMAS, SECURITY_SCHEMES, completed
+from api.page import page_of
 from api.parameters import Parameters
 
 __all__ = ["DOCUMENT", "schema_handlers"]
@@ -26,36 +26,60 @@ def _parameter(
     return {"name": name, "in": where, "required": required, "schema": kind, "description": description}
 
 
-def _ok(description: str, *names: str) -> dict[str, Any]:
-    """A JSON answer in one of the named schemas, or any object."""
+def _ok(description: str, *names: str, **examples: Any) -> dict[str, Any]:
+    """A JSON answer in one of the named schemas, with examples by their names, or with that of the one schema."""
     found: list[dict[str, Any]] = [{"$ref": f"#/components/schemas/{name}"} for name in names]
-    schema = {"oneOf": found} if len(found) > 1 else found[0] if found else {"type": "object"}
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
+    schema = {"oneOf": found} if len(found) > 1 else found[0]
+    examples = examples or {"answer": SCHEMAS[names[0]]["example"]}
+    shown = {name: {"value": value} for name, value in examples.items()}
+    return {"description": description, "content": {"application/json": {"schema": schema, "examples": shown}}}
+
+
+def _text_of(schema: dict[str, Any], example: str) -> dict[str, Any]:
+    return {"schema": schema, "example": example}
 
 
 def _answer() -> dict[str, Any]:
     """An aggregation, in each of its formats."""
     binary = {"schema": {"type": "string", "format": "binary"}}
+    row = {"seq": 1, **CANONICAL_EXAMPLE}
+    of_totals = {**SCHEMAS["Aggregation"]["example"]}
+    of_totals["groups"] = [{k: v for k, v in group.items() if k != "records"} for group in of_totals["groups"]]
+    json_answer = _ok("", "Aggregation", records=SCHEMAS["Aggregation"]["example"], totals=of_totals)
     return {
-        **_ok("groups with totals and records in JSON, else flat rows"),
+        "description": "groups with totals and records in JSON, else flat rows",
         "headers": {
             "Oncelake-As-Of": {"description": "the seq that the answer stands for", "schema": {"type": "string"}},
             "Link": {"description": 'the next page, `rel="next"`', "schema": {"type": "string"}},
         },
         "content": {
-            "application/json": {"schema": {"$ref": "#/components/schemas/Aggregation"}},
-            **{f"application/{name}": {"schema": {"type": "string"}} for name in ("x-ndjson", "ndjson", "jsonl")},
-            "text/csv": {"schema": {"type": "string"}},
+            **json_answer["content"],
+            **{
+                f"application/{name}": _text_of({"type": "string"}, _line(row))
+                for name in ("x-ndjson", "ndjson", "jsonl")
+            },
+            "text/csv": _text_of({"type": "string"}, f"{','.join(row)}\n{','.join(map(str, row.values()))}\n"),
             "application/vnd.apache.arrow.stream": binary,
             "application/vnd.apache.parquet": binary,
         },
     }
 
 
+def _line(content: dict[str, Any]) -> str:
+    return msgspec.json.encode(content).decode() + "\n"
+
+
 _TEXTS = {"type": "array", "items": {"type": "string"}}
 _BOOLEAN = {"type": "string", "enum": ["true", "false"]}
 _TIME = {"type": "string", "format": "date-time"}
 _SEQ = {"type": "integer", "minimum": 0, "maximum": (1 << 63) - 1}
+_PROCESSED_AT = "2024-03-01T12:00:07.512034Z"
+_PREVIOUS: dict[str, Any] = {"count": 0, "firstTime": None, "lastTime": None, "lastSeq": None, "totals": []}
+_ACCEPTED = {"recordId": "rec-001", "status": "accepted", "seq": 1}
+_DUPLICATE = {**_ACCEPTED, "status": "duplicate"}
+_STORED = {"seq": 1, "processedAt": _PROCESSED_AT, **CANONICAL_EXAMPLE}
+_METRICS = _text_of({}, "# TYPE oncelake_seq gauge\noncelake_seq 12.0\n")
+_FAILING = {"status": "failing", "components": {"store": {"status": "ok"}, "inbox": {"status": "stopped"}}}
 _NOT_FOUND = (404, "no such record (`not_found`)")
 _BAD_PARAMETER = (400, "a parameter is unknown or malformed (`invalid_parameter`)")
 
@@ -70,13 +94,10 @@ _BODIES: dict[str, Any] = {
         "examples": {"one": {"value": RECORD_EXAMPLE}, "batch": {"value": [RECORD_EXAMPLE]}},
     },
     **{
-        name: {"schema": {}, "example": msgspec.json.encode(RECORD_EXAMPLE).decode() + "\n"}
+        name: _text_of({}, _line(RECORD_EXAMPLE))
         for name in ("application/x-ndjson", "application/ndjson", "application/jsonl")
     },
-    "text/csv": {
-        "schema": {},
-        "example": f"{','.join(RECORD_EXAMPLE)}\n{','.join(RECORD_EXAMPLE.values())}\n",
-    },
+    "text/csv": _text_of({}, f"{','.join(RECORD_EXAMPLE)}\n{','.join(RECORD_EXAMPLE.values())}\n"),
     **{
         f"application/vnd.apache.{name}": {"schema": {"type": "string", "format": "binary"}}
         for name in ("parquet", "arrow.stream", "arrow.file")
@@ -85,6 +106,8 @@ _BODIES: dict[str, Any] = {
 
 
 def _feed(name: str) -> dict[str, Any]:
+    members = {"previous": _PREVIOUS} if name == "notifications" else {"threshold": "100"}
+    line = _line({"seq": 1, "processedAt": _PROCESSED_AT, "record": CANONICAL_EXAMPLE, **members})
     return {
         "summary": f"The committed lines of {name}, to the byte",
         "parameters": [
@@ -97,8 +120,11 @@ def _feed(name: str) -> dict[str, Any]:
             "200": {
                 "description": "lines, none where there are none; or events with `id` seq and `data` line",
                 "content": {
-                    "application/x-ndjson": {"schema": {"type": "string"}},
-                    "text/event-stream": {"schema": {"type": "string"}},
+                    **{
+                        f"application/{name}": _text_of({"type": "string"}, line)
+                        for name in ("x-ndjson", "ndjson", "jsonl")
+                    },
+                    "text/event-stream": _text_of({"type": "string"}, f": oncelake\n\nid: 1\ndata: {line}\n"),
                 },
             },
             **_problems(_BAD_PARAMETER, (406, "none of the formats that there are (`not_acceptable`)")),
@@ -128,8 +154,14 @@ _ROUTES: dict[str, Any] = {
                     "content": _BODIES,
                 },
                 "responses": {
-                    "201": _ok("one record, accepted", "SingleAnswer"),
-                    "200": _ok("one record, a duplicate; or the answer to a batch", "SingleAnswer", "BatchAnswer"),
+                    "201": _ok("one record, accepted", "SingleAnswer", accepted=_ACCEPTED),
+                    "200": _ok(
+                        "one record, a duplicate; or the answer to a batch, and to anything with dryRun",
+                        "SingleAnswer",
+                        "BatchAnswer",
+                        duplicate=_DUPLICATE,
+                        batch=SCHEMAS["BatchAnswer"]["example"],
+                    ),
                     **_problems(
                         (
                             400,
@@ -153,7 +185,7 @@ _ROUTES: dict[str, Any] = {
                 "summary": "One record by an id that does not fit a path",
                 "parameters": [_parameter("recordId", {"type": "string"}, "the id", required=True)],
                 "responses": {
-                    "200": _ok("the record", "StoredRecord"),
+                    "200": _ok("the record", "StoredRecord", record=_STORED),
                     **_problems(_BAD_PARAMETER, _NOT_FOUND),
                 },
             },
@@ -171,7 +203,7 @@ _ROUTES: dict[str, Any] = {
                     _parameter("unit", _TEXTS, "repeatable"),
                     _parameter("include", {"enum": ["records", "totals"]}, "default records"),
                     _parameter("asOf", {"type": "integer", "minimum": 0}, "answer as of this seq"),
-                    _parameter("limit", {"type": "integer", "minimum": 1}, "records on a page"),
+                    _parameter("limit", {"type": "integer", "minimum": 1, "maximum": 1_000_000}, "records on a page"),
                     _parameter("cursor", {"type": "string"}, "`nextCursor` of the page before"),
                 ],
                 "responses": {
@@ -194,7 +226,7 @@ _ROUTES: dict[str, Any] = {
                 "summary": "One record",
                 "parameters": [_parameter("recordId", {"type": "string"}, "the id", where="path")],
                 "responses": {
-                    "200": _ok("the record", "StoredRecord"),
+                    "200": _ok("the record", "StoredRecord", record=_STORED),
                     **_problems(_BAD_PARAMETER, _NOT_FOUND),
                 },
             }
@@ -231,8 +263,8 @@ _ROUTES: dict[str, Any] = {
                     },
                 },
                 "responses": {
-                    "201": _ok("accepted", "SingleAnswer"),
-                    "200": _ok("a duplicate", "SingleAnswer"),
+                    "201": _ok("accepted", "SingleAnswer", accepted=_ACCEPTED),
+                    "200": _ok("a duplicate", "SingleAnswer", duplicate=_DUPLICATE),
                     **_problems(
                         (400, "a parameter (`invalid_parameter`), or no JSON object (`undecodable`, `too_deep`)"),
                         (404, "there is no such letter (`not_found`)"),
@@ -251,7 +283,7 @@ _ROUTES: dict[str, Any] = {
             "get": {
                 "summary": "What Prometheus reads",
                 "responses": {
-                    "200": {"description": "the text format of Prometheus", "content": {"text/plain": {"schema": {}}}},
+                    "200": {"description": "the text format of Prometheus", "content": {"text/plain": _METRICS}},
                     **_problems(_BAD_PARAMETER),
                 },
             }
@@ -261,7 +293,7 @@ _ROUTES: dict[str, Any] = {
                 "summary": "The state of each component",
                 "responses": {
                     "200": _ok("all are ok", "Health"),
-                    "503": _ok("one is not", "Health"),
+                    "503": _ok("one is not", "Health", failing=_FAILING),
                     **_problems(_BAD_PARAMETER),
                 },
             }
@@ -276,7 +308,7 @@ DOCUMENT = completed(_ROUTES)
 def schema_handlers() -> list[Any]:
     """The document and its page."""
     document = msgspec.json.format(msgspec.json.encode(DOCUMENT), indent=1)
-    page = _page().encode()
+    page = page_of(DOCUMENT).encode()
 
     @get("/schema/openapi.json")
     async def openapi(request: Request[Any, Any, Any]) -> Response[bytes]:
@@ -289,32 +321,3 @@ def schema_handlers() -> list[Any]:
         return Response(page, media_type="text/html")
 
     return [openapi, browse]
-
-
-def _page() -> str:
-    """The document as plain HTML."""
-    sections = []
-    for path, methods in DOCUMENT["paths"].items():
-        for method, operation in methods.items():
-            parameters = "".join(
-                f"<tr><td><code>{html.escape(p['name'])}</code></td><td>{html.escape(p['description'])}</td></tr>"
-                for p in operation.get("parameters", ())
-            )
-            answers = "".join(
-                f"<tr><td>{status}</td><td>{html.escape(answer['description'])}</td></tr>"
-                for status, answer in sorted(operation["responses"].items())
-            )
-            sections.append(
-                f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{html.escape(operation['summary'])}. "
-                f"{html.escape(operation['description'])}</p>"
-                f"<table>{parameters}</table><table>{answers}</table>"
-            )
-    example = html.escape(msgspec.json.format(msgspec.json.encode(RECORD_EXAMPLE), indent=2).decode())
-    return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>oncelake API</title><style>"
-        "body{font:16px/1.5 system-ui,sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}"
-        "table{border-collapse:collapse;margin:.5rem 0 1rem}td{border-top:1px solid #ddd;padding:.2rem 1rem .2rem 0;"
-        "vertical-align:top}pre{background:#f6f6f6;padding:1rem}</style><h1>oncelake</h1>"
-        '<p>Every record exactly once. The machine-readable form is <a href="/schema/openapi.json">openapi.json</a>. '
-        f"A record:</p><pre>{example}</pre>{''.join(sections)}</html>"
-    )

@@ -7,6 +7,7 @@ Every key is documented in `config.toml`, which a test holds against this module
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import re
 import tomllib
 from collections.abc import Mapping
@@ -44,7 +45,7 @@ Memory = Annotated[str, Meta(pattern=r"(?i)^[0-9]+(\.[0-9]+)? ?([kmgt]i?)b$")]
 class StoreConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where and how records are kept."""
 
-    data_dir: str = "data"
+    data_dir: Annotated[str, Meta(min_length=1)] = "data"
     fsync: bool = True
     min_free_bytes: Annotated[int, Meta(ge=0)] = 32 << 20
     flush_interval_s: Seconds = 5.0
@@ -176,12 +177,20 @@ def load_config(
 
 def check_bind(config: Config) -> None:
     """Without tokens the service serves loopback only, unless `api.allow_anonymous` says otherwise."""
-    if config.api.host not in _LOOPBACK and not config.tokens and not config.api.allow_anonymous:
+    if not _is_loopback(config.api.host) and not config.tokens and not config.api.allow_anonymous:
         raise ConfigError(
             f"api.host is {config.api.host!r}, and nobody would have to show a token: anyone on that network could "
             "read and write. Make a token with `oncelake token`, listen on 127.0.0.1, or set "
             "api.allow_anonymous = true if that is what you want"
         )
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address; of names only `localhost` is known to be one."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def shown(config: Config) -> dict[str, Any]:
@@ -206,7 +215,12 @@ def retention_s(text: str) -> float | None:
 
 
 _PREFIX = "ONCELAKE_"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_KINDS: dict[type, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    dict: 'a table on one line, as in { SEK = "50000" }',
+}
 _DURATION = re.compile(r"([0-9]+)([smhd])")
 _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?")
 
@@ -278,8 +292,9 @@ def _set(values: dict[str, Any], section: str, key: str, value: Any, source: str
     if isinstance(value, str) and not isinstance(default, str):
         try:
             value = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{source}: {value!r} cannot be read: {error}") from None
+        except tomllib.TOMLDecodeError:
+            kind = _KINDS.get(type(default), "a TOML value")
+            raise ConfigError(f"{source}: {value!r} cannot be read: {section}.{key} is {kind}") from None
     values.setdefault(section, {})[key] = value
     _converted({section: {key: value}}, source)
 
@@ -342,9 +357,24 @@ def _check_tokens(config: Config, source: str) -> None:
 
 
 def _readable(message: str) -> str:
-    """Msgspec says "Expected `int`, got `str` - at `$.api.port`"."""
+    """Msgspec says "Expected `int`, got `str` - at `$.api.port`", and of a choice or a pattern not what it takes."""
     reason, _, at = message.partition(" - at `$.")
-    return f"{at.rstrip('`')}: {reason[0].lower()}{reason[1:]}" if at else message
+    if not at:
+        return message
+    at = at.rstrip("`")
+    if reason.startswith("Invalid enum value"):
+        reason += f"; it can be {' or '.join(map(repr, get_args(_type_at(at))))}"
+    elif "matching regex" in reason and _type_at(at) == Memory:
+        reason = 'Expected an amount with its unit, as in "192MB"'
+    return f"{at}: {reason[0].lower()}{reason[1:]}"
+
+
+def _type_at(place: str) -> Any:
+    """The type of a key such as `log.level` or `tokens[0].role`."""
+    kind: Any = Config
+    for name in re.sub(r"\[[^]]*\]", "", place).split("."):
+        kind = next(field.type for field in msgspec.structs.fields(_table(kind) or kind) if field.name == name)
+    return kind
 
 
 def _threshold(value: Any, key: str, source: str) -> str:

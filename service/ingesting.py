@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,7 +30,16 @@ def ingest(config: Config, files: Sequence[Path], *, dry_run: bool, progress: bo
     configure_logging("warning", config.log.format)
     for path in files:
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: there is no such file")
+            there = "is no regular file" if path.exists() else "there is no such file"
+            raise FileNotFoundError(f"{path}: {there}")
+    if dry_run and not Path(config.store.data_dir).exists():
+        with tempfile.TemporaryDirectory(prefix="oncelake-") as temp:  # nothing is stored, also no empty store
+            store = msgspec.structs.replace(config.store, data_dir=temp)
+            return _ingest(msgspec.structs.replace(config, store=store), files, dry_run=True, progress=progress)
+    return _ingest(config, files, dry_run=dry_run, progress=progress)
+
+
+def _ingest(config: Config, files: Sequence[Path], *, dry_run: bool, progress: bool) -> int:
     lake = Lake(config)
     lake.start(inbox=False)
     failed = False

@@ -18,7 +18,7 @@ def verify(config: Config) -> int:
     """Prove that everything on disk agrees; 1 on any difference."""
     root = Path(config.store.data_dir)
     if not root.is_dir():
-        raise OncelakeError(f"{root} is no data directory")
+        raise OncelakeError(f"{root} is no data directory of oncelake")
     report = prove(root)
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(report.to_json()), indent=2) + b"\n")
     return 0 if report.ok else 1

@@ -173,6 +173,13 @@ def test_what_is_not_there_ends_with_1(capsys: pytest.CaptureFixture[str], argum
     assert list(Path().iterdir()) == []
 
 
+def test_ingest_says_that_a_directory_is_no_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Not that there is nothing of that name."""
+    code, out, err = run(capsys, "ingest", "--data", "new", str(tmp_path))
+    assert (code, out) == (PROBLEM, "") and "is no regular file" in err
+    assert not Path("new").exists()
+
+
 def test_check_config_shows_what_is_in_force(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -326,6 +333,7 @@ def test_ingest_takes_files_and_says_what_became_of_them(tmp_path: Path) -> None
     good, bad = str(tmp_path / "a.ndjson"), str(tmp_path / "b.json")
     code, (dry,) = ingest("--dry-run", good)
     assert (code, dry["accepted"], dry["firstSeq"]) == (DONE, 3, None)
+    assert not (tmp_path / "data").exists()
     code, (first, failed) = ingest(good, bad)
     assert (code, first["accepted"], first["lastSeq"]) == (PROBLEM, 3, 3)
     assert failed["code"] and failed["message"] and failed["accepted"] == 0

@@ -168,11 +168,14 @@ def test_what_is_wrong_in_a_file_is_named_with_the_file(tmp_path: Path, text: st
     [
         ("ONCELAKE_API__PROT", "1", "'port'"),
         ("ONCELAKE_APO__PORT", "1", "'api'"),
-        ("ONCELAKE_API__PORT", "eighty", "cannot be read"),
+        ("ONCELAKE_API__PORT", "eighty", "cannot be read: api.port is a whole number"),
         ("ONCELAKE_API__PORT", "true", "expected `int`"),
-        ("ONCELAKE_STORE__FSYNC", "yes", "cannot be read"),
+        ("ONCELAKE_STORE__FSYNC", "yes", "cannot be read: store.fsync is true or false"),
+        ("ONCELAKE_ALERTS__BY_UNIT", "SEK=5", "as in { SEK ="),
+        ("ONCELAKE_STORE__DATA_DIR", "", "length >= 1"),
         ("ONCELAKE_ALERTS__THRESHOLD", "1e3", "no plain decimal"),
-        ("ONCELAKE_LOG__LEVEL", "loud", "'loud'"),
+        ("ONCELAKE_LOG__LEVEL", "loud", "'loud'; it can be 'debug' or 'info' or 'warning' or 'error'"),
+        ("ONCELAKE_STORE__QUERY_MEMORY", "lots", 'as in "192MB"'),
     ],
 )
 def test_what_is_wrong_in_the_environment_is_named_with_the_variable(name: str, text: str, words: str) -> None:
@@ -266,13 +269,13 @@ def test_a_retention_of_any_other_form_is_refused(text: str) -> None:
         retention_s(text)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.0.0.2", "127.255.255.254"])
 def test_loopback_is_served_without_tokens(host: str) -> None:
     """Nobody but this machine can reach it."""
     check_bind(load_config(DOCUMENTED, overrides={"api.host": host}))
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", ""])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org", "", "128.0.0.1", "127.0.0.1.nip.io"])
 def test_another_host_is_served_only_where_anyone_is_allowed(host: str) -> None:
     """The message says which key that is."""
     with pytest.raises(ConfigError, match="allow_anonymous"):

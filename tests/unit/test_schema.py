@@ -12,6 +12,8 @@ import pytest
 
 from api.access import ROUTES
 from api.components import SCHEMAS
+from api.page import page_of
+from api.problem_examples import PROBLEM_EXAMPLES
 from api.schema import DOCUMENT
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +69,57 @@ def test_every_code_that_the_service_answers_with_is_described() -> None:
     assert raised - {"disconnected", "invalid_input", "not_a_regular_file"} <= described
 
 
+def test_every_problem_has_an_example_in_the_words_of_the_service() -> None:
+    """Of each code that some operation answers with, and of no other: a detail, and the members that it has."""
+    problems = [
+        (int(status), name, example["value"])
+        for _, _, operation in OPERATIONS
+        for status, answer in operation["responses"].items()
+        for content in [answer["content"].get("application/problem+json", {})]
+        for name, example in content.get("examples", {}).items()
+    ]
+    assert {name for _, name, _ in problems} == set(PROBLEM_EXAMPLES)
+    for status, name, value in problems:
+        assert (value["status"], value["code"]) == (status, name)
+        assert len(value["detail"]) > 20 and value["title"] not in ("Unprocessable Entity", "Request Entity Too Large")
+
+
+def test_the_table_of_problems_has_every_code_with_its_status() -> None:
+    """And those that no operation has: another method, a client that went away."""
+    text = (ROOT / "docs" / "formats.md").read_text().partition("\n## Problems\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \| (\d+) \|", text, re.MULTILINE)
+    told = {(code, status) for codes, status in rows for code in re.findall(r"\w+", codes)}
+    described = {
+        (name, status)
+        for _, _, operation in OPERATIONS
+        for status, answer in operation["responses"].items()
+        for name in answer["content"].get("application/problem+json", {}).get("examples", {})
+    }
+    assert told == described | {("method_not_allowed", "405"), ("disconnected", "400")}
+
+
+def test_every_body_and_answer_that_is_text_has_an_example() -> None:
+    """So that nobody has to guess; Parquet and Arrow are no text."""
+    for method, path, operation in OPERATIONS:
+        answers = [(status, answer["content"]) for status, answer in operation["responses"].items()]
+        for where, contents in [("body", operation.get("requestBody", {}).get("content", {})), *answers]:
+            for media_type, content in contents.items():
+                is_shown = "example" in content or bool(content.get("examples"))
+                assert is_shown == ("vnd.apache" not in media_type), (method, path, where, media_type)
+
+
+def test_the_page_shows_every_parameter_code_and_schema() -> None:
+    """And each link in it leads somewhere in it, or to the document."""
+    page = page_of(DOCUMENT)
+    anchors = set(re.findall(r'id="([^"]+)"', page))
+    targets = set(re.findall(r'href="([^"]+)"', page))
+    assert {target.removeprefix("#") for target in targets - {"/schema/openapi.json"}} <= anchors
+    assert {f"schema-{name}" for name in SCHEMAS} <= anchors
+    for _, _, operation in OPERATIONS:
+        assert all(f"<code>{each['name']}</code>" in page for each in operation.get("parameters", ()))
+    assert all(f"<summary>{code}</summary>" in page for code in PROBLEM_EXAMPLES)
+
+
 @pytest.mark.parametrize(("method", "path", "operation"), OPERATIONS, ids=IDS)
 def test_an_operation_says_who_may_ask_and_what_can_go_wrong(method: str, path: str, operation: dict[str, Any]) -> None:
     """401 and 403 where a token is asked for, and problems as problems."""
@@ -82,8 +135,6 @@ def test_an_operation_says_who_may_ask_and_what_can_go_wrong(method: str, path: 
 
 def test_the_page_needs_no_other_host() -> None:
     """No script, style or image from anywhere."""
-    from api.schema import _page
-
-    page = _page()
+    page = page_of(DOCUMENT)
     assert not re.search(r"""(src|href|url)\s*[=(]\s*["']?(https?:)?//""", page)
     assert "<script" not in page and "@import" not in page
