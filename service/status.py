@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,16 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from outbox.feed import state_beside
+from outbox.feed import Feed, source_beside, state_beside
+from outbox.forwarder.checkpoint import Desk
+from outbox.forwarder.settings import Forward
+from outbox.forwarder.waiting import age_s, filter_of, oldest_waiting
 from service.config import Config
-from store.errors import OncelakeError
+from store.errors import CorruptionError, OncelakeError
+from store.files import Disk
 from store.identity import load_identity
 from store.reading import catalog_beside
+from store.recovery import JournalState
 
 __all__ = ["status"]
 
@@ -28,7 +34,8 @@ def status(config: Config, options: argparse.Namespace) -> int:
         print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
         return 0
     table = Table(show_header=False, box=None)
-    for name, value in found.items():
+    sinks = found.pop("sinks")
+    for name, value in (found | {f"sink {sink}": of_sink for sink, of_sink in sinks.items()}).items():
         table.add_row(name, _told(value))
     Console().print(table)
     return 0
@@ -57,17 +64,36 @@ def _status(root: Path, config: Config) -> dict[str, Any]:
         "inbox": _files_below(root / "inbox"),
         "failed": _files_below(root / "failed", ".receipt.json"),
         "inputsUnderWay": len(state.inputs),
-        "sinks": {table.name: _lag(root, table.name, state.seq) for table in config.forward},
+        "sinks": {table.name: _sink(root, table, state) for table in config.forward},
     }
 
 
-def _lag(root: Path, name: str, seq: int) -> str:
-    """How far a sink is behind, by its checkpoint."""
+def _sink(root: Path, table: Forward, state: JournalState) -> dict[str, Any]:
+    """How far a sink is behind, by its checkpoint and its feed, and how it went with whoever ships or was the last to.
+
+    A line that no segment holds any more would be made again for its age alone: the oldest that is kept stands for it.
+    """
+    desk = Desk(root, table.name, Disk())
+    feed = Feed(table.feed, source_beside(root, table.feed, root / "internal" / "tmp"))
     try:
-        done = int(msgspec.json.decode((root / "internal" / "forward" / f"{name}.json").read_bytes(), type=dict)["seq"])
-    except (OSError, KeyError, msgspec.MsgspecError):
-        return "not begun"
-    return f"at seq {done}, {max(0, seq - done)} behind"
+        done = desk.load()
+        if done is None:
+            return {"state": "not begun"}
+        oldest = oldest_waiting(feed, max(done.seq, state.kept_from(table.feed) - 1), filter_of(table))
+    except CorruptionError as error:
+        return {"state": "damaged", "problem": str(error)}
+    owner = _owner(desk.lock_path)
+    return {
+        "state": "stopped" if owner is None else "disabled" if done.disabled else done.state or "starting",
+        "seq": done.seq,
+        "lagSeqs": max(0, state.seq - done.seq),
+        "lagSeconds": age_s(oldest, datetime.now(UTC)),
+        "attempts": done.attempts,
+        "failures": done.failures,
+        "problem": done.disabled or done.problem,
+        "deadLetterBytes": desk.letter_bytes(),
+        "pid": owner,
+    }
 
 
 def _files_below(directory: Path, but: str = "\0") -> int:
@@ -93,5 +119,5 @@ def _owner(path: Path) -> str | None:
 
 def _told(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_told(inner)}" for key, inner in value.items()) or "none"
+        return ", ".join(f"{key} {_told(inner)}" for key, inner in value.items() if inner not in ("", None))
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

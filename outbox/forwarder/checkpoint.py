@@ -2,7 +2,7 @@
 
 | file | what |
 | --- | --- |
-| `<name>.json` | the checkpoint: how far the sink has acknowledged |
+| `<name>.json` | the checkpoint: how far the sink has acknowledged, and how it goes |
 | `<name>.lock` | held by the process that ships for this sink |
 | `<name>.dead.jsonl` | messages that were given up: `{"seq","error","time","message"}` |
 | `<name>.retry` | asks whoever holds the lock to send the dead letters again |
@@ -36,7 +36,8 @@ class Checkpoint(msgspec.Struct, rename="camel"):
     """Everything up to `seq` is acknowledged, filtered out or a dead letter; `sent` is the newest acknowledged one.
 
     `start` is the seq after which the sink began. `resent` counts the bytes of the dead-letter file that went out
-    again. `disabled` says why nothing is sent any more, or is empty.
+    again. `disabled` says why nothing is sent any more, or is empty. `attempts`, `failures`, `state` and `problem` are
+    those of the process that ships or was the last to, for others to see.
     """
 
     store_id: str
@@ -46,6 +47,10 @@ class Checkpoint(msgspec.Struct, rename="camel"):
     sent: int = 0
     resent: int = 0
     disabled: str = ""
+    attempts: int = 0
+    failures: int = 0
+    state: str = ""
+    problem: str = ""
 
 
 class _Letter(msgspec.Struct):
@@ -75,6 +80,11 @@ class Desk:
         except StoreInUseError:
             owner = self._lock_path.read_text("ascii", "replace").strip()
             raise ShippedElsewhereError(f"process {owner or 'unknown'} ships for it") from None
+
+    @property
+    def lock_path(self) -> Path:
+        """Held by the process that ships."""
+        return self._lock_path
 
     def release(self) -> None:
         """Let another process ship."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -99,8 +100,9 @@ class Forward(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return
         options = self.options()
         if unknown := sorted(set(options) - _OPTIONS[kind]):
-            known = ", ".join(sorted(_OPTIONS[kind]))
-            raise ConfigError(f"url: there is no option {unknown[0]!r} for {parts.scheme}://; known are {known}")
+            near = difflib.get_close_matches(unknown[0], _OPTIONS[kind], n=1, cutoff=0.4)
+            known = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(_OPTIONS[kind]))}"
+            raise ConfigError(f"url: there is no option {unknown[0]!r} for {parts.scheme}://; {known}")
         for needed in _NEEDED.get(kind, ()):
             if not options.get(needed):
                 raise ConfigError(f"url: {parts.scheme}:// needs ?{needed}=…")

@@ -7,6 +7,7 @@ work, which a crash then sends again; sinks that can tell where they stand are a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import time
@@ -19,6 +20,7 @@ from outbox.forwarder.checkpoint import Checkpoint, Desk, ShippedElsewhereError
 from outbox.forwarder.settings import Forward
 from outbox.forwarder.sink import Found, Gone, Message, Refused, Rejected, Sink, Source, Stale, Undelivered, head_of
 from outbox.forwarder.status import SinkStatus
+from outbox.forwarder.waiting import age_s, filter_of, oldest_waiting
 from store.errors import OncelakeError
 from store.files import Disk
 
@@ -66,13 +68,7 @@ class Shipper:
         self._limit = table.batch_lines
         self._limit_bytes = _BATCH_BYTES.get(table.kind, _OTHER_BATCH_BYTES)
         self._linger_s = table.linger_s if table.kind == "objects" else 0.0
-        self._wanted = [
-            (field, {names} if isinstance(names, str) else set(names))
-            for field, names in (
-                ("unit", table.unit), ("destinationId", table.destination), ("sourceId", table.source)
-            )
-            if names
-        ]  # fmt: skip
+        self._is_wanted = filter_of(table)
         self._checkpoint: Checkpoint | None = None
         self._sink: Sink | None = None
         self._batch: list[Message] = []
@@ -87,6 +83,7 @@ class Shipper:
         self._is_resending = False
         self._resend_until = 0
         self._letters: list[Message] = []
+        self._oldest: bytes | None = None
         self.failures_in_row = 0
         self._state, self._problem = "starting", ""
         self._attempts = self._failures = self._delivered = 0
@@ -109,6 +106,7 @@ class Shipper:
             return self._step()
         except ShippedElsewhereError as error:
             self._state, self._problem = "elsewhere", str(error)
+            self._oldest = self._oldest_elsewhere()
             return _ELSEWHERE_S
         except (Undelivered, OncelakeError, OSError) as error:
             return self._failed(error)
@@ -116,10 +114,10 @@ class Shipper:
     def _step(self) -> float:
         checkpoint = self._checkpoint or self._take()
         self._look_for_retry(checkpoint)
+        ready = self._gather()  # before connecting, so that the lag is known
         if checkpoint.disabled:
             self._state, self._problem = "disabled", checkpoint.disabled
             return _RETRY_LOOK_S
-        ready = self._gather()  # before connecting, so that the lag is known
         if self._sink is None:
             self._connect(checkpoint)
             ready = self._gather()
@@ -130,11 +128,18 @@ class Shipper:
             if not self._batch and self._position > checkpoint.seq:
                 checkpoint.seq = self._position  # nothing in between is for this sink
                 self._is_dirty = True
-            self._save()
             self._well()
+            self._save()
             return IDLE_S
         self._ship(checkpoint)
         return 0.0
+
+    def _oldest_elsewhere(self) -> bytes | None:
+        """The oldest line that another process has not delivered."""
+        with contextlib.suppress(OncelakeError, OSError):  # that process says what is wrong
+            checkpoint = self.desk.load()
+            return oldest_waiting(self._source, checkpoint.seq if checkpoint else 0, self._is_wanted)
+        return None
 
     def _take(self) -> Checkpoint:
         self.desk.take()
@@ -144,6 +149,7 @@ class Shipper:
             self.desk.release()
             raise
         self._position = self._checkpoint.seq
+        self._oldest = None
         return self._checkpoint
 
     def _loaded(self) -> Checkpoint:
@@ -247,12 +253,6 @@ class Shipper:
         lingered = self._clock() - self._began >= self._linger_s
         return bool(self._batch) and (lingered or self.drain)
 
-    def _is_wanted(self, line: bytes) -> bool:
-        if not self._wanted:
-            return True
-        record = head_of(line).record
-        return all(getattr(record, field) in names for field, names in self._wanted)
-
     def _ship(self, checkpoint: Checkpoint) -> None:
         assert self._sink is not None
         part = self._batch[: self._width]
@@ -261,8 +261,8 @@ class Shipper:
         self._delivered += len(part)
         self._width = min(2 * self._width, self._limit)
         checkpoint.sent = part[-1].seq
-        self._done_with(checkpoint, part)
         self._well()
+        self._done_with(checkpoint, part)
 
     def _done_with(self, checkpoint: Checkpoint, part: list[Message]) -> None:
         self._batch = self._batch[len(part) :]
@@ -276,10 +276,15 @@ class Shipper:
             logger.info("forward %s: delivers again, at seq %d", self.table.name, self.shipped)
         self.failures_in_row = 0
         self._state, self._problem = "ok", ""
+        if self._checkpoint is not None and self._checkpoint.problem:
+            self._is_dirty = True
 
     def _save(self, *, force: bool = True) -> None:
         if self._is_dirty and force and self._checkpoint is not None:
-            self.desk.save(self._checkpoint)
+            checkpoint = self._checkpoint
+            checkpoint.attempts, checkpoint.failures = self._attempts, self._failures
+            checkpoint.state, checkpoint.problem = self._state, self._problem
+            self.desk.save(checkpoint)
             self._is_dirty = False
             self._saved = self._clock()
 
@@ -306,8 +311,8 @@ class Shipper:
     def _passed_letters(self, checkpoint: Checkpoint, end: int) -> None:
         self._letters, checkpoint.resent = [], end
         self._is_dirty = True
-        self._save()
         self._well()
+        self._save()
 
     def _failed(self, error: Exception) -> float:
         checkpoint, part = self._checkpoint, self._batch[: self._width]
@@ -341,6 +346,9 @@ class Shipper:
             self._save()
             self.failures_in_row = 0
             return 0.0
+        self._is_dirty = True
+        with contextlib.suppress(OSError):  # a full disk must not end the sink's thread
+            self._save(force=self._clock() - self._saved >= _SAVE_S)
         wait = delay_s(self.failures_in_row, self._chance())
         if isinstance(error, Undelivered):
             wait = max(wait, error.retry_after_s)
@@ -373,14 +381,14 @@ class Shipper:
     def status(self) -> SinkStatus:
         """What there is to know; from any thread."""
         batch, newest = self._batch, self._source.newest()
-        lag_s = 0.0
-        if batch:
-            since = datetime.fromisoformat(head_of(batch[0].line).processedAt)
-            lag_s = max(0.0, (self._now() - since).total_seconds())
+        oldest = batch[0].line if batch else self._oldest
         checkpoint = self._checkpoint or self.desk.load()  # whoever ships for it keeps it there
         seq = checkpoint.seq if checkpoint else 0
+        attempts, failures = self._attempts, self._failures
+        if self._state == "elsewhere" and checkpoint is not None:
+            attempts, failures = checkpoint.attempts, checkpoint.failures
         return SinkStatus(
             self.table.name, self.table.feed, self.table.kind, self.table.shown_url, self._state, self._problem,
-            seq, max(0, newest - seq), round(lag_s, 3), self._attempts, self._failures, self._delivered,
+            seq, max(0, newest - seq), age_s(oldest, self._now()), attempts, failures, self._delivered,
             self.desk.letter_bytes(),
         )  # fmt: skip

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from api.tokens import Token
 from outbox.forwarder.settings import Forward
+from outbox.forwarder.sinks.making import make_sink
 from service.config import Config, check_bind, load_config, retention_s, shown
 from store.errors import ConfigError
+from store.files import Disk
 
 DOCUMENTED = Path(__file__).parents[2] / "config.toml"
 ARRAYS = ("tokens", "forward")
@@ -370,6 +372,29 @@ def test_tables_of_an_array_are_read_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "kind", "options"),
+    [
+        ("http://127.0.0.1:9000/hook", "webhook", {}),
+        ("https://hooks.example/in?token=1", "webhook", {"token": "1"}),
+        ("redis://127.0.0.1:6379/0?stream=notifications&channel=notifications", "redis",
+         {"stream": "notifications", "channel": "notifications"}),
+        ("nats://127.0.0.1:4222?stream=ONCELAKE&subject=oncelake.notifications", "nats",
+         {"stream": "ONCELAKE", "subject": "oncelake.notifications"}),
+        ("kafka://127.0.0.1:9092?topic=notifications", "kafka", {"topic": "notifications"}),
+        ("amqp://user:password@127.0.0.1:5672/?exchange=oncelake&routing_key=notifications", "amqp",
+         {"exchange": "oncelake", "routing_key": "notifications"}),
+        ("s3://bucket/prefix?endpoint=http://127.0.0.1:8333", "objects", {"endpoint": "http://127.0.0.1:8333"}),
+        ("file:///srv/out", "objects", {}),
+    ],
+)  # fmt: skip
+def test_every_url_of_the_documentation_is_one(tmp_path: Path, url: str, kind: str, options: dict[str, str]) -> None:
+    """As they are promised, to the letter; each makes its sink without asking its server."""
+    (table,) = load_config(written(tmp_path, FORWARD.replace("http://127.0.0.1:9000/hook", url))).forward
+    assert (table.kind, table.options()) == (kind, options)
+    make_sink(table, "5f2c", Disk(fsync=False)).close()
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         (FORWARD.replace("[[forward]]", "[forward]"), ["array of tables", "[[forward]]"]),
@@ -380,6 +405,8 @@ def test_tables_of_an_array_are_read_in_order(tmp_path: Path) -> None:
         (FORWARD.replace("http://127.0.0.1:9000/hook", "redis://localhost/0"), ["?stream="]),
         (FORWARD.replace("http://127.0.0.1:9000/hook", "nats://localhost?stream=A"), ["?subject="]),
         (FORWARD.replace("http://127.0.0.1:9000/hook", "kafka://localhost?topic=A&acks=0"), ["'acks'", "topic"]),
+        (FORWARD.replace("http://127.0.0.1:9000/hook", "redis://h/0?strem=A"), ["'strem'", "did you mean 'stream'"]),
+        (FORWARD.replace("http://127.0.0.1:9000/hook", "s3://b/p?endpiont=http://h"), ["did you mean 'endpoint'"]),
         (FORWARD.replace("http://127.0.0.1:9000/hook", "file://srv/out"), ["file:///srv/out"]),
         (FORWARD.replace("http://127.0.0.1:9000/hook", "http://x:port/"), ["is no URL"]),
         (FORWARD + "secret = 'swordfish!'\n", ["secret", "env:NAME"]),

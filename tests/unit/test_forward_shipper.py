@@ -45,6 +45,7 @@ def test_the_checkpoint_moves_only_after_the_acknowledgement(tmp_path: Path) -> 
     ship.close()
     assert checkpoint_of(tmp_path) == {
         "storeId": STORE, "feed": "notifications", "start": 0, "seq": 10, "sent": 10, "resent": 0, "disabled": "",
+        "attempts": 3, "failures": 0, "state": "ok", "problem": "",
     }  # fmt: skip
 
 
@@ -328,7 +329,58 @@ def test_two_processes_never_ship_for_the_same_sink(tmp_path: Path) -> None:
     drive(first, 4)
     second = shipper(tmp_path, ListSource(lines_of(1, 6)), sink=sink)
     second.step()
+    second._clock.at += 60  # type: ignore[attr-defined]
     assert second.status().state == "elsewhere" and second.status().seq == 4
+    assert (second.status().lag_seqs, second.status().attempts) == (2, 1) and second.status().lag_s > 0
     first.close()
     drive(second, 6)
     assert seqs(sink.got) == [1, 2, 3, 4, 5, 6]
+
+
+def test_how_it_goes_stands_in_the_checkpoint(tmp_path: Path) -> None:
+    """For `oncelake status`, which asks no process: failures while they last, and that it is over."""
+    sink, clock = PlainSink(), Clock()
+    sink.is_down = True
+    ship = shipper(tmp_path, ListSource(lines_of(1, 3)), sink=sink, clock=clock)
+    for _ in range(3):
+        clock.at += ship.step()
+    told = checkpoint_of(tmp_path)
+    assert (told["state"], told["problem"], told["failures"], told["seq"]) == ("retrying", "nobody answers", 3, 0)
+    sink.is_down = False
+    drive(ship, 3)
+    clock.at += ship.step()
+    told = checkpoint_of(tmp_path)
+    assert (told["state"], told["problem"], told["attempts"], told["seq"]) == ("ok", "", 1, 3)
+
+
+def test_a_full_disk_does_not_end_a_sink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint cannot be kept, and is later."""
+    sink, clock = PlainSink(), Clock()
+    ship = shipper(tmp_path, ListSource(lines_of(1, 3)), sink=sink, clock=clock)
+    sink.is_down = True
+    clock.at += ship.step()
+    sink.is_down = False
+
+    def full(checkpoint: Checkpoint) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ship.desk, "save", full)
+        for _ in range(5):
+            clock.at += ship.step()
+        assert ship.status().state == "retrying" and "No space left" in ship.status().problem
+    drive(ship, 3)
+    clock.at += ship.step()
+    assert checkpoint_of(tmp_path)["seq"] == 3 and seqs(sink.got) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("url", "most"), [("http://127.0.0.1:9/", 1 << 20), ("file:///x", 32 << 20)])
+def test_a_batch_is_bounded_in_bytes_too(tmp_path: Path, url: str, most: int) -> None:
+    """However many messages it may have: what waits for a sink is at most that and one line."""
+    sizes: list[int] = []
+    sink = PlainSink(lambda messages: sizes.append(sum(len(message.line) for message in messages)))
+    filler = "x" * 200_000
+    lines = [(seq, line_of(seq, salt=filler)) for seq in range(1, 400)]
+    drive(shipper(tmp_path, ListSource(lines), url, sink=sink, batch=10_000, linger_s=0.0), 399)
+    assert seqs(sink.got) == list(range(1, 400))
+    assert max(sizes) <= most + len(lines[0][1]) and max(sizes) > most // 2
