@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from http import HTTPStatus
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -33,6 +33,7 @@ from store.canonical import render_records, render_times
 from store.engine import Stop
 from store.errors import TooLargeError
 from store.outcomes import Reply
+from store.promise import Promise
 from store.snapshot import Snapshot
 
 __all__ = ["Records"]
@@ -59,6 +60,15 @@ _LOOKUPS = 2
 _MAX_LIMIT = 1_000_000
 
 
+class Taken(NamedTuple):
+    """The answer to a body that is no problem. The framework's own kind takes a tenth of a request to make."""
+
+    content: bytes
+    status_code: int
+    media_type: str = _JSON
+    headers: Mapping[str, str] = MappingProxyType({})
+
+
 class Records:
     """The handlers, with what they need."""
 
@@ -75,7 +85,7 @@ class Records:
 
         @post("/records", status_code=HTTPStatus.OK)
         async def post_records(request: Request[Any, Any, Any]) -> Response[bytes]:
-            return await self.post(request.scope, request.receive)
+            return _response(await self.post(request.scope, request.receive))
 
         @get("/records")
         async def get_record_by_query(request: Request[Any, Any, Any]) -> Response[bytes]:
@@ -98,7 +108,7 @@ class Records:
 
         return [post_records, get_record_by_query, get_aggregations, get_record]
 
-    async def post(self, scope: Any, receive: Receive) -> Response[bytes]:
+    async def post(self, scope: Any, receive: Receive) -> Taken | Response[bytes]:
         """Take a body, and answer once its commit is durable."""
         query = scope["query_string"]
         if not query:
@@ -108,7 +118,7 @@ class Records:
 
     async def resubmit(self, request: Req, letter: str) -> Response[bytes]:
         """Take the corrected record of a dead letter."""
-        return await self._taken(request.scope, request.receive, letter=letter)
+        return _response(await self._taken(request.scope, request.receive, letter=letter))
 
     async def _taken(
         self,
@@ -118,7 +128,7 @@ class Records:
         atomic: bool = False,
         dry_run: bool = False,
         letter: str | None = None,
-    ) -> Response[bytes]:
+    ) -> Taken | Response[bytes]:
         media_type = header(scope, b"content-type")
         if media_type is None:
             raise ProblemError(
@@ -126,17 +136,21 @@ class Records:
             )
         body = await self._body(scope, receive)
         grant = grant_of(scope)
-        submit = functools.partial(
-            self._intake.submit,
-            body,
-            media_type,
-            header(scope, b"content-encoding"),
-            atomic=atomic,
-            dry_run=dry_run,
-            request_id=request_id(scope),
-            sources=grant.sources if grant else None,
-            letter=letter,
-        )
+        encoding, name = header(scope, b"content-encoding"), request_id(scope)
+        sources = grant.sources if grant else None
+
+        def submit() -> Promise[Reply]:
+            return self._intake.submit(
+                body,
+                media_type,
+                encoding,
+                atomic=atomic,
+                dry_run=dry_run,
+                request_id=name,
+                sources=sources,
+                letter=letter,
+            )
+
         if len(body) <= self._settings.inline_bytes:
             future = submit()
         else:
@@ -209,6 +223,13 @@ class Records:
         return flat_answer(self._reader.engine, snapshot, question, form, stop)
 
 
+def _response(answer: Taken | Response[bytes]) -> Response[bytes]:
+    """An answer as the framework has it."""
+    if isinstance(answer, Response):
+        return answer
+    return Response(answer.content, status_code=answer.status_code, media_type=answer.media_type)
+
+
 def _is_of_an_id(request: Req, path: bytes) -> bool:
     """Whether what the framework takes for `path` names a record: it drops slashes, also where they are escaped."""
     return bytes(request.scope["raw_path"]).partition(b"?")[0] not in (path, path + b"/")
@@ -233,13 +254,13 @@ def _record(row: pa.Table) -> bytes:
     return f'{{"seq":{seq},"processedAt":"{processed_at}",{record[1:]}'.encode()
 
 
-def _single(reply: Reply) -> Response[bytes]:
+def _single(reply: Reply) -> Taken | Response[bytes]:
     """The answer to one object."""
     answer = reply.answer
     if answer.accepted or answer.duplicate:
         status, seq = ("accepted", answer.first_seq) if answer.accepted else ("duplicate", reply.duplicate_seq)
         content = msgspec.json.encode({"recordId": reply.record_id, "status": status, "seq": seq})
-        return Response(content, status_code=201 if answer.accepted else 200, media_type="application/json")
+        return Taken(content, 201 if answer.accepted else 200)
     found = answer.problems[0]
     if answer.conflict:
         detail = f"the record is stored already, as seq {found.seq}, with other values; it was not changed"
@@ -249,9 +270,9 @@ def _single(reply: Reply) -> Response[bytes]:
     return problem(422, "invalid_record", detail, recordId=found.record_id, errors=errors)
 
 
-def _batch(reply: Reply) -> Response[bytes]:
+def _batch(reply: Reply) -> Taken | Response[bytes]:
     if not reply.atomic_refused:
-        return Response(msgspec.json.encode(reply.answer), status_code=200, media_type="application/json")
+        return Taken(msgspec.json.encode(reply.answer), 200)
     answer = reply.answer
     detail = f"nothing of the batch was stored; conflicts: {answer.conflict}, rejected: {answer.rejected}"
     return problem(422, "atomic_refused", detail, **msgspec.to_builtins(answer))

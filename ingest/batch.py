@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
@@ -98,8 +98,7 @@ class InputStep:
     failure: Failure | None = None
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """What the committer takes: chunks of a batch, or the one `record` of a single POST with its `original` bytes.
 
     Without `atomic` and `dry_run` it is committed together with whatever else waits. `step` is there for files.
@@ -112,5 +111,5 @@ class Batch:
     atomic: bool = False
     dry_run: bool = False
     step: InputStep | None = None
-    letters: tuple[Reject, ...] = field(default=())
+    letters: tuple[Reject, ...] = ()
     """Dead letters for the batch as a whole (an invalid schema), which count as no record."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from functools import lru_cache
 
 from store.errors import UnknownFormatError
 
@@ -52,6 +53,7 @@ _COMPRESSED = {".gz": Compression.GZIP, ".zst": Compression.ZSTD}
 _CHARSETS = {"utf-8", "utf8", "us-ascii"}
 
 
+@lru_cache(64)
 def by_media_type(content_type: str) -> Format:
     """The format that a `Content-Type` names. Parameters are fine, another charset than UTF-8 is not."""
     name, *parameters = content_type.split(";")

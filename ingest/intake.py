@@ -6,7 +6,6 @@ Nothing of a body is committed before all of it is decoded, so a broken one stor
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -68,8 +67,8 @@ class Intake:
             chunks = decode_body(body, fmt, Compression.NONE, rules, self._limits)
         except InvalidSchemaError as error:
             return self._refused_schema(error, source, silent=atomic or dry_run)
-        reply: Promise[Reply] = Promise()
         if not chunks:
+            reply: Promise[Reply] = Promise()
             reply.set_result(Reply(_NOTHING, single=False))
             return reply
         batch = Batch(source, tuple(chunks), atomic=atomic, dry_run=dry_run)
@@ -78,8 +77,7 @@ class Intake:
             refused = atomic and not dry_run and bool(result.answer.conflict or result.answer.rejected)
             return Reply(result.answer, single=False, atomic_refused=refused)
 
-        self._committer.submit(batch).add_done_callback(lambda future: _pass_on(future, reply, answered))
-        return reply
+        return self._committer.submit(batch).then(answered)
 
     def _single(
         self, record: Record | Reject, body: bytes, source: Source, *, atomic: bool, dry_run: bool
@@ -92,14 +90,12 @@ class Intake:
         else:
             batch = Batch(source, record=record, original=body, atomic=atomic, dry_run=dry_run)
             record_id = record.record_id
-        reply: Promise[Reply] = Promise()
 
         def answered(result: Result) -> Reply:
             refused = atomic and not dry_run and bool(result.answer.conflict or result.answer.rejected)
             return Reply(result.answer, True, refused, result.duplicate_seq, record_id)
 
-        self._committer.submit(batch).add_done_callback(lambda future: _pass_on(future, reply, answered))
-        return reply
+        return self._committer.submit(batch).then(answered)
 
     def _refused_schema(self, error: InvalidSchemaError, source: Source, *, silent: bool) -> Promise[Reply]:
         """One dead letter for the whole batch; the error is answered once it is durable."""
@@ -114,11 +110,3 @@ class Intake:
 
         self._committer.submit(Batch(source, letters=(letter,))).add_done_callback(refused)
         return reply
-
-
-def _pass_on(future: Promise[Result], reply: Promise[Reply], answered: Callable[[Result], Reply]) -> None:
-    failure = future.exception()
-    if failure is not None:
-        reply.set_exception(failure)
-    else:
-        reply.set_result(answered(future.result()))

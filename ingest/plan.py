@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -56,8 +56,7 @@ class Piece:
     prepared: Future[Prepared] | None
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """What one commit takes of a batch: some of its chunks, or its single record."""
 
     batch: Batch
@@ -74,8 +73,7 @@ class Part:
         return 1 if self.batch.record is not None else sum(piece.chunk.received for piece in self.pieces)
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """The answer to a part. `duplicate_seq` is there for a single record that is stored already."""
 
     answer: Answer

@@ -117,7 +117,8 @@ class Queue:
             job.pieces.extend(pieces())
             (self._files if job.bulk else self._requests).append(job)
             self._request_rows += 0 if job.bulk else job.rows
-            self._wakeup.notify_all()
+            if job.bulk or len(self._requests) == 1:  # for others that wait it has been told already
+                self._wakeup.notify_all()
 
     def put_back(self, jobs: list[Job]) -> None:
         """Jobs of which more is to be committed, at the front and in their order."""
@@ -146,10 +147,13 @@ class Queue:
     def _next_requests(self) -> list[Job]:
         jobs: list[Job] = []
         rows = 0
-        while self._requests and rows < self._bounds.commit_rows and not (jobs and self._requests[0].exclusive):
+        while self._requests and rows < self._bounds.commit_rows:
+            exclusive = self._requests[0].exclusive
+            if exclusive and jobs:
+                break
             jobs.append(self._requests.popleft())
             rows += jobs[-1].rows
-            if jobs[-1].exclusive:
+            if exclusive:
                 break
         self._request_rows -= rows
         self._requested = time.monotonic()

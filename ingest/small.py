@@ -8,9 +8,9 @@ decided here: where a hash is known with another fingerprint the whole commit is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import pyarrow as pa
@@ -49,11 +49,12 @@ class Known(Protocol):
 
 @dataclass(frozen=True)
 class Small:
-    """A few records with their values in units of 10^-9 and their hashes."""
+    """A few records with their values in units of 10^-9, their hashes, and their columns where these were made."""
 
     rows: list[Row]
     units: list[int]
     hashes: list[Hashes]
+    columns: pa.Table | None = None
 
     def taken(self, positions: I64) -> Small:
         """Some of the records."""
@@ -69,41 +70,39 @@ class Small:
     def prepared(self) -> Prepared:
         """The same in columns."""
         ids, prints, keys = zip(*self.hashes, strict=True)
-        texts = pa.array(map(record_text, self.rows, self.units), pa.string())
-        return Prepared(columns_of(self.rows), *halves(ids), np.array(prints, np.uint64), *halves(keys), texts)
+        texts = pa.array(map(record_text, self.rows), pa.string())
+        columns = self.columns or columns_of(self.rows)
+        return Prepared(columns, *halves(ids), np.array(prints, np.uint64), *halves(keys), texts)
 
 
-def small_of(rows: list[Row], hasher: Hasher) -> Small:
+def small_of(records: Iterable[Row], hasher: Hasher) -> Small:
     """Records with what depends on nothing else."""
+    rows = [cast("Row", tuple(record)) for record in records]  # plain ones, for the sake of `Hashes`
     units = [units_of(row[5]) for row in rows]
     if len(rows) <= _HASHED_ROWS:
         return Small(rows, units, list(map(hasher.rows.hashes, rows, units)))
     columns = columns_of(rows)
-    id_hi, id_lo, key_hi, key_lo = (lane.tolist() for lane in hasher.identities(columns))
-    prints = hasher.fingerprint(columns).tolist()
-    hashes = [
-        Hashes(hi << 64 | lo, print_, of_hi << 64 | of_lo)
-        for hi, lo, print_, of_hi, of_lo in zip(id_hi, id_lo, prints, key_hi, key_lo, strict=True)
-    ]
-    return Small(rows, units, hashes)
+    lanes = zip(*(lane.tolist() for lane in hasher.of_few(columns)), strict=True)
+    hashes = [(id_hi << 64 | id_lo, print_, key_hi << 64 | key_lo) for id_hi, id_lo, key_hi, key_lo, print_ in lanes]
+    return Small(rows, units, hashes, columns)
 
 
 def decided_one_by_one(records: Small, known: Known, first_seq: int) -> Outcomes | None:
     """The outcomes of records in their order of arrival; None where records must be compared to know them."""
     seen: dict[int, tuple[int, int]] = {}
-    for id_, seq, print_ in known.find_each_id([hashes.id for hashes in records.hashes]):
+    for id_, seq, print_ in known.find_each_id([hashes[0] for hashes in records.hashes]):
         if id_ in seen:
             return None
         seen[id_] = (seq, print_)
     status, seqs = [], []
-    for hashes in records.hashes:
-        match = seen.get(hashes.id)
+    for id_, print_, _ in records.hashes:
+        match = seen.get(id_)
         if match is None:
-            seen[hashes.id] = (first_seq, hashes.fingerprint)
+            seen[id_] = (first_seq, print_)
             status.append(ACCEPTED)
             seqs.append(first_seq)
             first_seq += 1
-        elif match[1] == hashes.fingerprint:
+        elif match[1] == print_:
             status.append(DUPLICATE)
             seqs.append(match[0])
         else:
@@ -115,19 +114,22 @@ def with_small(
     commit: Commit, new: Small, known: Known, first_seq: int, processed_at: str, rules: Rules
 ) -> Commit | None:
     """The commit with the accepted records and their lines; None where their history is too long for this way."""
-    summaries = known.find_each_summary({hashes.key for hashes in new.hashes})
+    summaries = known.find_each_summary({hashes[2] for hashes in new.hashes})
     if summaries is None:
         return None
     notifications, alerts = [], []
     first_alert_seq = 0
-    for seq, (row, units, hashes) in enumerate(zip(new.rows, new.units, new.hashes, strict=True), first_seq):
+    is_general = not (rules.by_destination or rules.by_unit)
+    threshold = threshold_of("", "", rules)
+    for seq, (row, units, (_, _, key)) in enumerate(zip(new.rows, new.units, new.hashes, strict=True), first_seq):
         _, time_us, _, destination_id, type_, _, unit, _ = row
-        summary = summaries.get(hashes.key)
+        summary = summaries.get(key)
         if summary is None:
-            summary = summaries[hashes.key] = Summary()
-        text = record_text(row, units)
+            summary = summaries[key] = Summary()
+        text = record_text(row)
         notifications.append(notification_line(seq, processed_at, text, previous_of(summary)))
-        threshold = threshold_of(destination_id, unit, rules)
+        if not is_general:
+            threshold = threshold_of(destination_id, unit, rules)
         if units > threshold:
             alerts.append(alert_line(seq, processed_at, text, threshold))
             first_alert_seq = first_alert_seq or seq
@@ -135,7 +137,9 @@ def with_small(
     lines = "".join(notifications).encode()
     return dataclasses.replace(
         commit,
-        committed=CommittedRows(first_seq, commit.processed_at_us, new.rows, new.hashes, summaries, len(lines)),
+        committed=CommittedRows(
+            first_seq, commit.processed_at_us, new.rows, new.hashes, summaries, len(lines), new.columns
+        ),
         notifications=lines,
         alerts="".join(alerts).encode(),
         first_alert_seq=first_alert_seq,

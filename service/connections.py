@@ -41,6 +41,7 @@ class _Protocol(HttpToolsProtocol):
     _body_timer: asyncio.TimerHandle | None = None
     _write_timer: asyncio.TimerHandle | None = None
     _head_bytes = 0
+    _data_bytes = 0
     _in_body = False
     _refusal: tuple[int, str, str] | None = None
 
@@ -63,6 +64,7 @@ class _Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return  # refused, and told so
+        self._data_bytes = len(data)
         if not self._in_body:
             self._head_bytes += len(data)
             self._expect_head()  # empty lines before a request begin none
@@ -80,9 +82,9 @@ class _Protocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
-        self._head_bytes = 0
+        at_most, self._head_bytes = self._head_bytes + self._data_bytes, 0
         self._in_body = True
-        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self.limits.header_bytes:
+        if at_most > self.limits.header_bytes and self._is_too_long():
             self._refusal = self._too_long()
             raise ValueError("the head is too long")  # becomes the parser's error, and that a refusal
         super().on_headers_complete()
@@ -139,6 +141,10 @@ class _Protocol(HttpToolsProtocol):
 
     def _is_answering(self) -> bool:
         return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
+
+    def _is_too_long(self) -> bool:
+        head = sum(len(name) + len(value) + 4 for name, value in self.headers)
+        return len(self.url) + head > self.limits.header_bytes
 
     def _too_long(self) -> tuple[int, str, str]:
         most = self.limits.header_bytes

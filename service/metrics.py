@@ -75,14 +75,12 @@ class Metrics:
     def committed(self, seconds: float, answers: list[tuple[bool, Answer]]) -> None:
         """One commit: its time, and the answers to its parts with whether they are of files."""
         rows = 0
-        counts: dict[tuple[bool, str], int] = {}
-        for is_file, answer in answers:
-            rows += answer.received
-            for outcome in _OUTCOMES:
-                counts[is_file, outcome] = counts.get((is_file, outcome), 0) + getattr(answer, outcome)
-        for key, count in counts.items():
-            if count:
-                self._records[key].inc(count)
+        for bulk in (False, True):
+            found = [(a.accepted, a.duplicate, a.conflict, a.rejected) for is_file, a in answers if is_file is bulk]
+            for outcome, counts in zip(_OUTCOMES, zip(*found, strict=True), strict=False):
+                if count := sum(counts):
+                    rows += count
+                    self._records[bulk, outcome].inc(count)
         self._commit_seconds.observe(seconds)
         self._commit_records.observe(rows)
 

@@ -6,7 +6,8 @@ finds them in two dicts, and become columns together: once there are enough of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,7 +58,8 @@ class Committed:
 class CommittedRows:
     """The accepted records of a small commit, their hashes beside them.
 
-    `summaries` tell by key everything that is stored of it with this commit; `bytes` is what the records take as text.
+    `summaries` tell by key everything that is stored of it with this commit; `bytes` is what the records take as text,
+    `columns` are the records (schema `RECORD`) where they have been made already.
     """
 
     first_seq: int
@@ -66,6 +68,7 @@ class CommittedRows:
     hashes: Sequence[Hashes]
     summaries: Mapping[int, Summary]
     bytes: int
+    columns: pa.Table | None = None
 
     @property
     def count(self) -> int:
@@ -87,21 +90,30 @@ class Fresh:
 
     def add(self, committed: CommittedRows) -> None:
         """One more commit: after those that are here."""
-        for seq, hashes in enumerate(committed.hashes, committed.first_seq):
-            self.ids[hashes.id] = (seq, hashes.fingerprint)
+        for seq, (id_, print_, _) in enumerate(committed.hashes, committed.first_seq):
+            self.ids[id_] = (seq, print_)
         self.summaries.update(committed.summaries)
         self.commits.append(committed)
 
     def committed(self, commits: int) -> Committed:
         """The first so many commits in columns."""
         chosen = self.commits[:commits]
-        rows = columns_of([record for commit in chosen for record in commit.records])
+        rows = pa.concat_tables(_tables(chosen)).combine_chunks()
         first = chosen[0].first_seq
         seqs = np.arange(first, first + rows.num_rows)
         times = np.repeat([commit.processed_at_us for commit in chosen], [commit.count for commit in chosen])
         stored = pa.table([seqs, *rows.columns, pa.array(times).cast(_US_UTC)], schema=STORED)
         ids, prints, keys = zip(*(hashes for commit in chosen for hashes in commit.hashes), strict=True)
         return Committed(stored, *halves(ids), np.array(prints, np.uint64), *halves(keys))
+
+
+def _tables(commits: Sequence[CommittedRows]) -> Iterator[pa.Table]:
+    """The records of the commits, those without columns together."""
+    for has_columns, group in itertools.groupby(commits, lambda commit: commit.columns is not None):
+        if has_columns:
+            yield from (commit.columns for commit in group)
+        else:
+            yield columns_of([record for commit in group for record in commit.records])
 
 
 def columns_of(records: Sequence[Row]) -> pa.Table:

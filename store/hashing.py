@@ -11,7 +11,7 @@ are then mixed to the end. Bytes are little-endian whatever the machine.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,10 @@ _WORDS = 256
 
 _FEW_ROWS = 4_096
 
+_LO = 1
+_TURNS = (29, 31, 29)
+"""By lane: hi, lo, and where it is hashed beside them that of the fingerprint, which is turned as hi is."""
+
 _LOW = np.uint64(0xFFFFFFFF)
 _ONE = np.uint64(1)
 _HALF = np.uint64(32)
@@ -45,9 +49,11 @@ class Hasher:
 
     def __init__(self, seed: bytes, bits: int = 64) -> None:
         self._keys = _keys(b"oncelake hash 1" + seed)
-        self._print_keys = _keys(b"oncelake print 1" + seed)
+        print_keys = _keys(b"oncelake print 1" + seed)
+        self._print_keys = print_keys[:, :1]
+        self._all_keys = np.hstack([self._keys, self._print_keys])
         self._mask = np.uint64((1 << bits) - 1)
-        self.rows = RowHasher(self._keys.tolist(), self._print_keys.tolist(), (1 << bits) - 1)
+        self.rows = RowHasher(self._keys.tolist(), print_keys.tolist(), (1 << bits) - 1)
 
     def identify(self, record_ids: pa.Array) -> tuple[U64, U64]:
         """(hi, lo) of each recordId."""
@@ -74,14 +80,20 @@ class Hasher:
 
         Its keys are not those of `identify`, so that two recordIds that share a hash do not share the fingerprint.
         """
-        print_ = np.full(records.num_rows, _GOLDEN, dtype=np.uint64)
-        for lanes in self._print_lanes([_one(records.column(field)) for field in STRING_FIELDS]):
-            print_ = _rotated(print_, 27) * _GOLDEN ^ lanes
-        times = _one(records.column("time")).cast(pa.int64()).to_numpy().view(np.uint64)
-        words = _words_of_decimals(_one(records.column("value")))
-        for lane in (times, words[:, 0], words[:, 1]):
-            print_ = _mixed(_rotated(print_, 27) * _GOLDEN ^ lane)
-        return print_
+        return _fingerprint(records, self._print_lanes([_one(records.column(field)) for field in STRING_FIELDS]))
+
+    def of_few(self, records: pa.Table) -> tuple[U64, U64, U64, U64, U64]:
+        """`identities` and `fingerprint` of few records in one pass: (id hi, id lo, key hi, key lo, fingerprint)."""
+        strings = pa.concat_arrays([_one(records.column(field)) for field in STRING_FIELDS])
+        lanes = (lane.reshape(len(STRING_FIELDS), -1) for lane in _hashed(strings, self._all_keys))
+        hi, lo, prints = (dict(zip(STRING_FIELDS, lane, strict=True)) for lane in lanes)
+        dest, ref = "destinationId", "reference"
+        return (
+            hi["recordId"] & self._mask,
+            lo["recordId"] & self._mask,
+            *_paired(hi[dest], lo[dest], hi[ref], lo[ref]),
+            _fingerprint(records, prints.values()),
+        )
 
     def _print_lanes(self, columns: list[pa.Array]) -> Iterator[U64]:
         """A lane for each column; of few rows all of them at once, because every pass costs 100 µs before its first."""
@@ -96,7 +108,20 @@ class Hasher:
                 yield _hashed(column, self._print_keys)[0]
 
     def _strings(self, strings: pa.Array) -> tuple[U64, U64]:
-        return _hashed(strings, self._keys)
+        hi, lo = _hashed(strings, self._keys)
+        return hi, lo
+
+
+def _fingerprint(records: pa.RecordBatch | pa.Table, lanes: Iterable[U64]) -> U64:
+    """The fingerprint from the lanes of the strings, in the order of `STRING_FIELDS`, and the other fields."""
+    print_ = np.full(records.num_rows, _GOLDEN, dtype=np.uint64)
+    for lane in lanes:
+        print_ = _rotated(print_, 27) * _GOLDEN ^ lane
+    times = _one(records.column("time")).cast(pa.int64()).to_numpy().view(np.uint64)
+    words = _words_of_decimals(_one(records.column("value")))
+    for lane in (times, words[:, 0], words[:, 1]):
+        print_ = _mixed(_rotated(print_, 27) * _GOLDEN ^ lane)
+    return print_
 
 
 def _paired(dest_hi: U64, dest_lo: U64, ref_hi: U64, ref_lo: U64) -> tuple[U64, U64]:
@@ -109,11 +134,12 @@ def _keys(seed: bytes) -> U64:
     return np.frombuffer(stream, dtype="<u8").reshape(_WORDS, 2).astype(np.uint64)
 
 
-def _hashed(strings: pa.Array, keys: U64) -> tuple[U64, U64]:
-    """Both lanes of each string."""
+def _hashed(strings: pa.Array, keys: U64) -> list[U64]:
+    """Of each string a lane for each column of the keys."""
     rows = len(strings)
+    which = range(keys.shape[1])
     if rows == 0:
-        return np.zeros(0, np.uint64), np.zeros(0, np.uint64)
+        return [np.zeros(0, np.uint64) for _ in which]
     offsets = np.frombuffer(strings.buffers()[1], dtype=np.int32)[strings.offset : strings.offset + rows + 1]
     data = np.zeros(int(offsets[-1] - offsets[0]) + 2 * _WORD, dtype=np.uint8)
     if strings.buffers()[2] is not None:
@@ -122,22 +148,22 @@ def _hashed(strings: pa.Array, keys: U64) -> tuple[U64, U64]:
     lengths = np.diff(offsets).astype(np.int64)
     # the 8-byte word that begins at every byte, without copying any
     words = np.ndarray(shape=(len(data) - _WORD + 1,), dtype="<u8", buffer=data.data, strides=(1,))
-    hi = lengths.astype(np.uint64) * _GOLDEN + keys[-1, 0]
-    lo = lengths.astype(np.uint64) * _GOLDEN ^ keys[-1, 1]
+    sizes = lengths.astype(np.uint64) * _GOLDEN
+    lanes = [sizes ^ keys[-1, lane] if lane == _LO else sizes + keys[-1, lane] for lane in which]
     shortest, longest = int(lengths.min()), int(lengths.max())
     for position in range((longest + _WORD - 1) // _WORD):
         begin = position * _WORD
-        key_hi, key_lo = keys[position % (_WORDS - 1)]
+        key = keys[position % (_WORDS - 1)]
         if shortest > begin:
             word = words[starts + begin] & _MASKS[np.minimum(lengths - begin, _WORD)]
-            hi = _absorbed(hi, word ^ key_hi, 29)
-            lo = _absorbed(lo, word ^ key_lo, 31)
+            for lane in which:
+                lanes[lane] = _absorbed(lanes[lane], word ^ key[lane], _TURNS[lane])
         else:
             rest = np.flatnonzero(lengths > begin)
             word = words[starts[rest] + begin] & _MASKS[np.minimum(lengths[rest] - begin, _WORD)]
-            hi[rest] = _absorbed(hi[rest], word ^ key_hi, 29)
-            lo[rest] = _absorbed(lo[rest], word ^ key_lo, 31)
-    return _mixed(hi), _mixed(lo)
+            for lane in which:
+                lanes[lane][rest] = _absorbed(lanes[lane][rest], word ^ key[lane], _TURNS[lane])
+    return [_mixed(lane) for lane in lanes]
 
 
 def _absorbed(lane: U64, word: U64, turn: int) -> U64:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,12 +26,11 @@ _REMEMBERED = 1_024
 Keys = Sequence[Sequence[int]]
 
 
-class Hashes(NamedTuple):
-    """Of one record: the 128 bits of its recordId and of its (destinationId, reference), the 64 of all its fields."""
+Hashes = tuple[int, int, int]
+"""Of one record: the 128 bits of its recordId, the 64 of all its fields, the 128 of its (destinationId, reference).
 
-    id: int
-    fingerprint: int
-    key: int
+A plain tuple, as what waits by the thousand should be: the garbage collector soon leaves it alone.
+"""
 
 
 def halves(hashes: Sequence[int]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
@@ -69,7 +67,7 @@ class RowHasher:
         for lane in (time_us & _ALL, units & _ALL, units >> 64 & _ALL):
             print_ = _mixed((_rotated(print_, 27) * _GOLDEN ^ lane) & _ALL)
         mask = self._mask
-        return Hashes((id_hi & mask) << 64 | id_lo & mask, print_, key_hi << 64 | key_lo)
+        return (id_hi & mask) << 64 | id_lo & mask, print_, key_hi << 64 | key_lo
 
     def _lanes(self, text: str) -> tuple[int, int]:
         data = text.encode()

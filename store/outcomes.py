@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -55,8 +54,7 @@ class Answer(msgspec.Struct, frozen=True, rename="camel"):
     problems_truncated: bool
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """What became of a body that was posted. `single` tells one JSON object from a batch.
 
     `duplicate_seq` is the seq of a single record that was stored before; `record_id` is a single record's, None where

@@ -14,7 +14,7 @@ import msgspec
 
 from store.schema import SCALE
 
-__all__ = ["Row", "record_text", "string_text", "time_text", "units_of", "units_text"]
+__all__ = ["Row", "record_text", "string_text", "time_text", "units_of", "units_text", "value_text"]
 
 Row = tuple[str, int, str, str, str, Decimal, str, str]
 """A validated record in the order of the canonical fields: time in UTC microseconds, value exact."""
@@ -52,6 +52,14 @@ def units_text(units: int) -> str:
     return f"{sign}{whole}.{fraction:0{SCALE}}".rstrip("0") if fraction else f"{sign}{whole}"
 
 
+def value_text(value: Decimal) -> str:
+    """A value in the notation of `units_text`."""
+    text = str(value)
+    if "E" in text:
+        return units_text(units_of(value))
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
 def time_text(us: int) -> str:
     """Microseconds since the epoch as `2024-03-01T12:00:00.000000Z`."""
     minute, us = divmod(us, _MINUTE_US)
@@ -69,10 +77,9 @@ def string_text(text: str) -> str:
     return _encode(text).decode()
 
 
-def record_text(row: Row, units: int) -> str:
-    """A record as a compact canonical JSON object; `units` are those of its value."""
-    record_id, time_us, source_id, destination_id, type_, _, unit, reference = row
-    record = _Canonical(
-        record_id, time_text(time_us), source_id, destination_id, type_, units_text(units), unit, reference
-    )
+def record_text(row: Row) -> str:
+    """A record as a compact canonical JSON object."""
+    record_id, time_us, source_id, destination_id, type_, value, unit, reference = row
+    text = value_text(value)
+    record = _Canonical(record_id, time_text(time_us), source_id, destination_id, type_, text, unit, reference)
     return _encode(record).decode()

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 __all__ = ["Promise"]
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 _lock = threading.Lock()
 
@@ -64,6 +65,10 @@ class Promise(Generic[T]):
             raise error
         return self._value  # type: ignore[return-value]
 
+    def then(self, change: Callable[[T], U]) -> Promise[U]:
+        """What becomes of the result by `change`, which whoever asks for it computes in its own thread."""
+        return _Changed(self, change)
+
     def _settle(self, value: T | None, error: BaseException | None) -> None:
         with _lock:
             if self._is_done:
@@ -72,3 +77,24 @@ class Promise(Generic[T]):
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback(self)
+
+
+class _Changed(Promise[U], Generic[T, U]):
+    """A promise that another one keeps."""
+
+    __slots__ = ("_change", "_other")
+
+    def __init__(self, other: Promise[T], change: Callable[[T], U]) -> None:
+        self._other, self._change = other, change
+
+    def add_done_callback(self, callback: Callable[[Promise[U]], None]) -> None:
+        self._other.add_done_callback(lambda _: callback(self))
+
+    def done(self) -> bool:
+        return self._other.done()
+
+    def exception(self, timeout_s: float | None = None) -> BaseException | None:
+        return self._other.exception(timeout_s)
+
+    def result(self, timeout_s: float | None = None) -> U:
+        return self._change(self._other.result(timeout_s))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -46,14 +47,13 @@ _LATEST = (1 << 63) - 1
 _EARLIEST = -(1 << 63)
 
 
-class Summary:
+class Summary(msgspec.Struct, gc=False):
     """What is known of one key, as plain values: by unit (count, positive, negative), sums in units of 10^-9."""
 
-    __slots__ = ("first", "last", "last_seq", "totals")
-
-    def __init__(self) -> None:
-        self.totals: dict[str, tuple[int, int, int]] = {}
-        self.first, self.last, self.last_seq = _LATEST, _EARLIEST, 0
+    totals: dict[str, tuple[int, int, int]] = {}
+    first: int = _LATEST
+    last: int = _EARLIEST
+    last_seq: int = 0
 
     def add(self, unit: str, count: int, positive: int, negative: int, first: int, last: int, last_seq: int) -> None:
         """With some more records of one unit; a row of `SUMMARY_SCHEMA`. `OverflowError` beyond 38 digits."""
@@ -69,14 +69,16 @@ class Summary:
     def add_record(self, seq: int, time_us: int, type_: str, units: int, unit: str) -> None:
         """With one more record, whose value is `units` of 10^-9."""
         positive, negative = (units, 0) if type_ == "positive" else (0, units)
-        self.add(unit, 1, positive, negative, time_us, time_us, seq)
+        if self.totals:
+            self.add(unit, 1, positive, negative, time_us, time_us, seq)
+        else:  # the first one, which most are
+            self.totals[unit] = (1, positive, negative)
+            self.first = self.last = time_us
+            self.last_seq = seq
 
     def copy(self) -> Summary:
         """One that can go on by itself."""
-        other = Summary()
-        other.totals = dict(self.totals)
-        other.first, other.last, other.last_seq = self.first, self.last, self.last_seq
-        return other
+        return Summary(self.totals.copy(), self.first, self.last, self.last_seq)
 
 
 def of_records(hi: U64, lo: U64, stored: pa.Table) -> Run:

@@ -47,3 +47,18 @@ def test_a_promise_is_settled_once_and_a_wait_can_end() -> None:
     promise.set_result(1)
     with pytest.raises(RuntimeError):
         promise.set_result(2)
+
+
+def test_what_becomes_of_a_result_is_computed_by_who_asks() -> None:
+    """A changed promise is kept by the other one, and fails with it."""
+    promise: Promise[int] = Promise()
+    changed = promise.then(str)
+    seen: list[str] = []
+    changed.add_done_callback(lambda done: seen.append(done.result()))
+    assert not changed.done()
+    promise.set_result(7)
+    assert changed.done() and changed.exception() is None and changed.result() == "7" and seen == ["7"]
+    failed: Promise[int] = Promise()
+    failed.set_exception(KeyError("x"))
+    with pytest.raises(KeyError):
+        failed.then(str).result()
