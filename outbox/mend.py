@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import itertools
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +24,11 @@ import pyarrow as pa
 import xxhash
 
 from outbox.remake import Origin, remade
+from store.acceptance import accept_letters
 from store.catalog import Catalog, CatalogDamagedError, FileRow
 from store.compaction import remove_directory
-from store.errors import CorruptionError, OncelakeError
-from store.files import Disk, Lock
+from store.errors import GIVE_UP, CorruptionError, DamagedFileError, OncelakeError
+from store.files import Disk, Lock, is_disk_full
 from store.hashing import Hasher
 from store.identity import load_identity
 from store.journal import JournalContents, read_journal
@@ -36,6 +38,7 @@ from store.recovery import JournalState, fitting, open_catalog, state_of
 from store.refill import refill
 from store.remake import REMAKE
 from store.rot import quarantined
+from store.salvage import Salvage
 from store.segments import LogSegment, examined_segments
 from store.snapshot import SealedFile, Snapshot
 from store.upgrade import upgraded
@@ -59,8 +62,10 @@ class Mended:
     seconds: float
 
 
-def mend(root: Path, disk: Disk, tell: Tell) -> Mended:
+def mend(root: Path, disk: Disk, tell: Tell, *, give_up_letters: bool = False) -> Mended:
     """Read everything, and make whole what is not; `tell` is told each thing that was done.
+
+    Of damaged dead letters nothing is left but the lines that can be read, if that is accepted (`give_up_letters`).
 
     `StoreInUseError` while a service has the directory; `CorruptionError` where the journal is damaged, which nothing
     else can stand for.
@@ -87,11 +92,12 @@ def mend(root: Path, disk: Disk, tell: Tell) -> Mended:
         check_committed(root, state.seq)
         with tempfile.TemporaryDirectory(prefix="oncelake-mend-") as temp:
             try:
-                files, segments, hopeless = _Store(disk, root, state, Path(temp), count).mended(hasher, contents)
-            except duckdb.Error as error:
-                if "No space left" in str(error):
-                    raise OSError(errno.ENOSPC, str(error)) from error
-                raise OncelakeError(f"{root} could not be mended, nothing was lost by it: {error}") from error
+                store = _Store(disk, root, state, Path(temp), count, give_up_letters)
+                files, segments, hopeless = store.mended(hasher, contents)
+            except (duckdb.Error, sqlite3.Error) as error:
+                if is_disk_full(error) or "No space left" in str(error):
+                    raise OSError(errno.ENOSPC, f"{root} is not mended to its end, run it again: {error}") from error
+                raise OncelakeError(f"{root} is not mended to its end, run it again: {error}") from error
     finally:
         lock.release()
     return Mended(files, segments, done, hopeless, time.monotonic() - started)
@@ -104,7 +110,7 @@ def _catalog(disk: Disk, root: Path, contents: JournalContents) -> Catalog | Non
         catalog = None
         try:
             catalog = Catalog(path, fsync=disk.fsync)
-            names = {row.name for row in fitting(disk, root, catalog, contents).files}
+            names = {row.name for row in fitting(disk, root, catalog, contents, whole=False).files}
         except CatalogDamagedError:
             if catalog is not None:
                 catalog.close()
@@ -122,7 +128,10 @@ def _catalog(disk: Disk, root: Path, contents: JournalContents) -> Catalog | Non
 class _Store:
     """A stopped store that is being mended."""
 
-    def __init__(self, disk: Disk, root: Path, state: JournalState, temp: Path, tell: Tell) -> None:
+    def __init__(
+        self, disk: Disk, root: Path, state: JournalState, temp: Path, tell: Tell, give_up_letters: bool
+    ) -> None:
+        self._give_up_letters = give_up_letters
         self._disk = disk
         self._root = root
         self._state = state
@@ -135,11 +144,11 @@ class _Store:
         catalog = _catalog(self._disk, self._root, contents)
         is_lost = catalog is None
         if catalog is None:
-            refilled = refill(self._disk, self._root, log, self._state.seq, self._tell)
+            refilled = refill(self._disk, self._root, hasher, log, self._state.seq, self._tell)
             files, flushed, hopeless = refilled.files, refilled.flushed, refilled.hopeless
         else:
             try:
-                hopeless = mend_files(self._disk, self._root, catalog, catalog.read()[1], log, self._tell)
+                hopeless = self._mend_files(catalog, log, hasher)
                 meta, files, _, _ = catalog.read()
             finally:
                 catalog.close()
@@ -148,12 +157,39 @@ class _Store:
         alerts = examined_segments(self._root, self._state, "outbox/alerts")
         hopeless += self._mend_alerts(alerts, files, flushed)
         letters = examined_segments(self._root, self._state, "rejected")
-        hopeless += [f"{each.path} {each.damage}: dead letters are nowhere else" for each in letters if each.damage]
+        damaged = [each for each in letters if each.damage is not None]
+        if damaged and self._give_up_letters:
+            accept_letters(self._disk, self._root, contents, self._state, damaged, self._tell)
+            contents = read_journal(self._root / "internal" / "journal") or contents
+        elif damaged:
+            hopeless += [f"{each.path} {each.damage}: dead letters are nowhere else; {GIVE_UP}" for each in damaged]
         if not hopeless:
             for path in (self._root / "internal").glob("catalog.sqlite*") if is_lost else ():
                 quarantined(self._disk, self._root, path, path.name)
             open_catalog(self._disk, self._root, hasher, contents).catalog.close()
         return len(files), len(log) + len(alerts) + len(letters), hopeless
+
+    def _mend_files(self, catalog: Catalog, log: Sequence[LogSegment], hasher: Hasher) -> list[str]:
+        """Parquet files from the log."""
+        meta, files, runs, _ = catalog.read()
+        flushed = meta.flushed if meta is not None else 0
+
+        def prove(there: Sequence[SealedFile], segment: LogSegment) -> bool:
+            origin = Origin(Snapshot(self._state.seq, flushed, tuple(there), ()), self._state.rules)
+            last = min(segment.last, flushed)
+            try:
+                with contextlib.closing(
+                    remade(origin, "notifications", segment.first, last, self._temp, memory=_MEMORY)
+                ) as found:
+                    pieces = _Pieces(self._root, segment, _Lines(found), flushed)
+                    for _ in pieces:
+                        pass
+            except (CorruptionError, FileNotFoundError):
+                return False
+            return pieces.are_as_committed
+
+        salvage = Salvage(self._root, hasher, [row for row in runs if row.kind == "index"])
+        return mend_files(self._disk, self._root, catalog, files, log, salvage, prove, self._tell)
 
     def _mend_notifications(self, log: Sequence[LogSegment], files: Sequence[FileRow], flushed: int) -> list[str]:
         """Segments from the Parquet. Lines above what is flushed are in no other place: they are taken as they are."""
@@ -200,7 +236,8 @@ class _Store:
                 try:
                     why = self._remake_one(each, lines, upto)
                 except (CorruptionError, FileNotFoundError) as error:  # records that they are made of are lost
-                    return hopeless + [f"{left.path} {left.damage}: {error}" for left in damaged[place:]]
+                    why = _needed(error)
+                    return hopeless + [f"{left.path} {left.damage}: {why}" for left in damaged[place:]]
                 hopeless += [why] if why else []
         return hopeless
 
@@ -208,25 +245,12 @@ class _Store:
         """One segment in its place; why it cannot be, where what was made is not what was committed."""
         path = self._root / segment.path
         staged = self._root / REMAKE / f"{segment.log.replace('/', '-')}-{path.name}"
-        hasher, size = xxhash.xxh3_64(), 0
-
-        def pieces() -> Iterator[bytes]:
-            nonlocal size
-            for piece in lines.upto(min(segment.last, upto)):
-                hasher.update(piece)
-                size += len(piece)
-                yield piece
-            if segment.last > upto:
-                for piece in _tail(path, size, segment.bytes):
-                    hasher.update(piece)
-                    size += len(piece)
-                    yield piece
-
+        pieces = _Pieces(self._root, segment, lines, upto)
         self._disk.make_directory(staged.parent)
         try:
-            self._disk.write(staged, pieces())
-            if (size, hasher.hexdigest()) != (segment.bytes, segment.sum):
-                return self._not_as_committed(segment, upto, size, hasher.hexdigest())
+            self._disk.write(staged, pieces)
+            if not pieces.are_as_committed:
+                return pieces.difference()
             where = None
             if path.exists():
                 where = quarantined(self._disk, self._root, path, staged.name)
@@ -240,14 +264,50 @@ class _Store:
         )
         return None
 
-    @staticmethod
-    def _not_as_committed(segment: LogSegment, upto: int, size: int, checksum: str) -> str:
-        hot = f"; its lines above seq {upto} are nowhere else" if segment.last > upto else ""
+
+class _Pieces:
+    """The bytes of a segment made again: lines up to a seq, then what the file itself has above it."""
+
+    def __init__(self, root: Path, segment: LogSegment, lines: _Lines, upto: int) -> None:
+        self._path = root / segment.path
+        self._segment = segment
+        self._lines = lines
+        self._upto = min(segment.last, upto)
+        self._hasher = xxhash.xxh3_64()
+        self._size = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for piece in self._lines.upto(self._upto):
+            yield self._counted(piece)
+        if self._segment.last > self._upto:
+            for piece in _tail(self._path, self._size, self._segment.bytes):
+                yield self._counted(piece)
+
+    def _counted(self, piece: bytes) -> bytes:
+        self._hasher.update(piece)
+        self._size += len(piece)
+        return piece
+
+    @property
+    def are_as_committed(self) -> bool:
+        """Whether those that were taken are what the journal says."""
+        return (self._size, self._hasher.hexdigest()) == (self._segment.bytes, self._segment.sum)
+
+    def difference(self) -> str:
+        """What they are instead."""
+        segment = self._segment
+        hot = f"; its lines above seq {self._upto} are nowhere else" if segment.last > self._upto else ""
         return (
-            f"{segment.path} {segment.damage}: made again from the records of seqs {segment.first} to "
-            f"{min(segment.last, upto)} it has {size} bytes with checksum {checksum}, {segment.bytes} with "
-            f"{segment.sum} are committed{hot}"
+            f"{segment.path} {segment.damage}: made again from the records of seqs {segment.first} to {self._upto} it "
+            f"has {self._size} bytes with checksum {self._hasher.hexdigest()}, {segment.bytes} with {segment.sum} are "
+            f"committed{hot}"
         )
+
+
+def _needed(error: CorruptionError | FileNotFoundError) -> str:
+    """Why lines could not be made."""
+    file = error.file if isinstance(error, DamagedFileError) else getattr(error, "filename", None)
+    return f"it is made of the records of {file} as well, which is lost" if file else str(error)
 
 
 class _Lines:

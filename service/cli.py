@@ -52,6 +52,10 @@ def parser() -> argparse.ArgumentParser:
         help="instead, make missing or damaged Parquet files again from the notification log, and segments of the "
         "outboxes from the Parquet files",
     )  # fmt: skip
+    rebuild.add_argument(
+        "--accept-loss", choices=["rejected"],
+        help="with --mend: go on with those lines of damaged dead letters that can be read",
+    )  # fmt: skip
 
     replay = _command(commands, "replay", _replay, "write the lines of a range of seqs again, from the stored records")
     replay.add_argument("--from", dest="first", type=_count, default=1, metavar="SEQ", help="the first seq (1)")
@@ -196,8 +200,13 @@ def _backup(options: argparse.Namespace) -> int:
 def _rebuild(options: argparse.Namespace) -> int:
     config = _config(options)
     from service.rebuilding import mend, rebuild
+    from store.errors import ConfigError
 
-    return mend(config) if options.mend else rebuild(config)
+    if options.mend:
+        return mend(config, give_up_letters=options.accept_loss == "rejected")
+    if options.accept_loss:
+        raise ConfigError("--accept-loss goes with --mend: what can be made again need not be given up")
+    return rebuild(config)
 
 
 def _replay(options: argparse.Namespace) -> int:

@@ -25,14 +25,19 @@ def rebuild(config: Config) -> int:
     return DONE
 
 
-def mend(config: Config) -> int:
+def mend(config: Config, *, give_up_letters: bool) -> int:
     """Make missing and damaged Parquet files and segments again; `PROBLEM` where something cannot be."""
     configure_logging(config.log.level, config.log.format)
     root = Path(config.store.data_dir)
-    mended = mend_store(root, Disk(fsync=config.store.fsync), lambda what: print(f"mended: {what}", flush=True))
+    mended = mend_store(
+        root,
+        Disk(fsync=config.store.fsync),
+        lambda what: print(f"mended: {what}", flush=True),
+        give_up_letters=give_up_letters,
+    )
     for what in mended.hopeless:
         print(f"lost: {what}", flush=True)
-    outcome = "restore what is lost from a backup" if mended.hopeless else "all of it is whole"
+    outcome = "what is lost needs a backup" if mended.hopeless else "all of it is whole"
     print(
         f"{root}: {mended.done} mended, {len(mended.hopeless)} lost, of {mended.files} Parquet files and "
         f"{mended.segments} segments, in {mended.seconds:.1f} s: {outcome}"

@@ -27,6 +27,7 @@ OncelakeError
 from __future__ import annotations
 
 __all__ = [
+    "GIVE_UP",
     "MEND",
     "AnswerTooLargeError",
     "ConfigError",
@@ -52,6 +53,11 @@ __all__ = [
 
 MEND = "run `oncelake rebuild --mend`, or restore it from a backup"
 """What to do about a damaged or missing file whose records are normally on disk twice."""
+
+GIVE_UP = (
+    "restore it from a backup, or give up what cannot be read of it: `oncelake rebuild --mend --accept-loss rejected`"
+)
+"""What to do about damaged dead letters, which are on disk once."""
 
 
 class OncelakeError(Exception):

@@ -1,7 +1,7 @@
 """Records out of the notification log, by day, as one new Parquet file for each group of them.
 
-Only sound segments are read, so the records are what was committed. They go into small files on the way, so that memory
-stays bounded whatever a group holds.
+Sound segments have what was committed; of damaged ones only records are taken that are proven (`store.salvage`). They
+go into small files on the way, so that memory stays bounded whatever a group holds.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from store.log import lines_after, parse_notifications
 from store.merging import Merging, merge
 from store.parquet import Partition, describe, write_partition
 from store.remake import REMAKE
+from store.salvage import Salvage
 from store.segments import LogSegment
 from store.snapshot import SealedFile
 
@@ -68,7 +69,10 @@ class Lost:
 
 @dataclass
 class Group:
-    """Lost records of one day with seqs `first` to `last`. `span` goes into the footer: None for their own seqs."""
+    """Lost records of one day with seqs `first` to `last`. `span` goes into the footer: None for their own seqs.
+
+    `doubtful` are the damaged segments that some of its records come from.
+    """
 
     day: int
     first: int
@@ -77,6 +81,7 @@ class Group:
     found: int = 0
     waiting: list[pa.Table] = field(default_factory=list)
     pieces: list[SealedFile] = field(default_factory=list)
+    doubtful: list[LogSegment] = field(default_factory=list)
 
 
 def gather(
@@ -86,16 +91,19 @@ def gather(
     log: Sequence[LogSegment],
     first: int,
     last: int,
+    salvage: Salvage | None = None,
 ) -> None:
     """Put the lost records of seqs `first` to `last` into the groups of their day, as far as the log has them."""
     waiting = 0
     touched: dict[int, Group] = {}
-    for rows in _logged(root, lost, log, first, last):
+    for segment, rows in _logged(root, lost, log, (first, last), salvage):
         seqs = rows.column("seq").to_numpy()
         days = rows.column("time").cast(pa.int64()).to_numpy() // _DAY_US
         for day in np.unique(days).tolist():
             for group in groups_of(day):
                 mask = (days == day) & (seqs >= group.first) & (seqs <= group.last)
+                if segment.damage is not None and mask.any() and segment not in group.doubtful:
+                    group.doubtful.append(segment)
                 group.waiting.append(rows.filter(pa.array(mask)))
                 group.found += int(mask.sum())
                 waiting += int(mask.sum())
@@ -114,19 +122,30 @@ def joined(disk: Disk, root: Path, group: Group, path: Path, name: str) -> FileR
     return made
 
 
-def _logged(root: Path, lost: Lost, log: Sequence[LogSegment], first: int, last: int) -> Iterator[pa.Table]:
+def _logged(
+    root: Path, lost: Lost, log: Sequence[LogSegment], seqs: tuple[int, int], salvage: Salvage | None
+) -> Iterator[tuple[LogSegment, pa.Table]]:
+    """The lost records of these seqs, each with the segment that has it."""
     for segment in log:
-        begin, end = max(segment.first, first), min(segment.last, last)
-        if segment.damage is not None or begin > end or not len(lost.within(begin, end)):
+        begin, end = max(segment.first, seqs[0]), min(segment.last, seqs[1])
+        if begin > end or not len(lost.within(begin, end)):
             continue
-        for at, data in lines_after(root, [(segment.path, segment.bytes)], begin - 1):
-            if at > end:
-                break
-            rows = parse_notifications(data)
-            seqs = rows.column("seq").to_numpy()
-            mask = lost.among(seqs) & (seqs >= begin) & (seqs <= end)
+        for rows in _records(root, segment, begin, end, salvage):
+            found = rows.column("seq").to_numpy()
+            mask = lost.among(found) & (found >= begin) & (found <= end)
             if mask.any():
-                yield rows.filter(pa.array(mask))
+                yield segment, rows.filter(pa.array(mask))
+
+
+def _records(root: Path, segment: LogSegment, first: int, last: int, salvage: Salvage | None) -> Iterator[pa.Table]:
+    """The records of a segment, some of which have seqs `first` to `last`."""
+    if segment.damage is None:
+        for at, data in lines_after(root, [(segment.path, segment.bytes)], first - 1):
+            if at > last:
+                break
+            yield parse_notifications(data)
+    elif salvage is not None:
+        yield from salvage.records(segment)
 
 
 def _write_pieces(root: Path, groups: Iterable[Group]) -> None:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 import xxhash
 
-from store.errors import MEND, CorruptionError
+from store.errors import GIVE_UP, MEND, CorruptionError
 from store.files import Appender, Disk
 from store.journal import FileEnd, Segment
 from store.schema import RECORD, STORED
@@ -145,7 +145,8 @@ def checked(root: Path, name: str, end: int, checksum: str) -> xxhash.xxh3_64:
     """Read the committed bytes of a file; `CorruptionError` where they are not those that were committed."""
     hasher, why = examined(root / name, end, checksum)
     if why is not None:
-        raise CorruptionError(f"{root / name} {why}; {end} bytes of it with checksum {checksum} are committed: {MEND}")
+        what = MEND if name.startswith("outbox/") else GIVE_UP
+        raise CorruptionError(f"{root / name} {why}; {end} bytes of it with checksum {checksum} are committed: {what}")
     return hasher
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -30,9 +31,14 @@ from store.log import examined
 from store.parquet import day_directory
 from store.remake import REMAKE
 from store.rot import quarantined
+from store.salvage import Salvage
 from store.segments import LogSegment
+from store.snapshot import SealedFile
 
 __all__ = ["file_damage", "kept", "mend_files", "was"]
+
+Prove = Callable[[Sequence[SealedFile], LogSegment], bool]
+"""Whether a damaged segment can be made again, to the byte, from the records of these files."""
 
 _ROUND_FILES = 64
 """New files that are made from one reading of the log, and exchanged together."""
@@ -82,11 +88,14 @@ def mend_files(
     catalog: Catalog,
     files: Sequence[FileRow],
     log: Sequence[LogSegment],
+    salvage: Salvage,
+    prove: Prove,
     tell: Callable[[str], None],
 ) -> list[str]:
     """Make whole what of these files is not, as far as the notification log has it; what cannot be, in words.
 
-    `tell` is told each thing that was done.
+    Where a segment is damaged too, its whole lines do (`salvage`), if with the files that would then be there it can be
+    made again to the byte (`prove`). `tell` is told each thing that was done.
     """
     broken: list[tuple[FileRow, str]] = []
     for row in files:
@@ -106,12 +115,19 @@ def mend_files(
     hopeless: list[str] = []
     try:
         for number in range(0, len(damages), _ROUND_FILES):
-            swaps = _round(disk, root, damages[number : number + _ROUND_FILES], lost, log, hopeless, wrong)
-            if swaps:
-                _exchange(disk, root, catalog, swaps, wrong, tell)
+            chosen = damages[number : number + _ROUND_FILES]
+            made, lacking = _made(disk, root, chosen, lost, log, salvage)
+            made, unproven = _proven(root, catalog.read()[1], made, prove)
+            hopeless += [f"{_names(damage, wrong)}: {reason}" for damage, reason in [*lacking, *unproven]]
+            if made:
+                _exchange(disk, root, catalog, [each.swap for each in made], wrong, tell)
     finally:
         remove_directory(disk, root / REMAKE)
     return hopeless
+
+
+def _names(damage: _Damage, wrong: dict[str, str]) -> str:
+    return ", ".join(f"{row.name} {wrong[row.name]}" for row in damage.rows)
 
 
 def _put_back(disk: Disk, root: Path, row: FileRow, why: str, tell: Callable[[str], None]) -> bool:
@@ -158,16 +174,19 @@ def _damages(rows: Sequence[FileRow]) -> list[_Damage]:
     return sorted(found, key=lambda damage: damage.seqs)
 
 
-def _round(
-    disk: Disk,
-    root: Path,
-    damages: Sequence[_Damage],
-    lost: Lost,
-    log: Sequence[LogSegment],
-    hopeless: list[str],
-    wrong: dict[str, str],
-) -> list[Swap]:
-    """New files for these, staged and synced; what the log cannot make whole becomes hopeless."""
+@dataclass(frozen=True)
+class _Made:
+    """A new file, staged. `doubtful` are the damaged segments that some of its records come from."""
+
+    damage: _Damage
+    swap: Swap
+    doubtful: list[LogSegment]
+
+
+def _made(
+    disk: Disk, root: Path, damages: Sequence[_Damage], lost: Lost, log: Sequence[LogSegment], salvage: Salvage
+) -> tuple[list[_Made], list[tuple[_Damage, str]]]:
+    """New files for these, staged and synced; and what the log cannot make whole, with the reason."""
     remove_directory(disk, root / REMAKE)
     disk.make_directory(root / TEMP)
     groups = [Group(damage.rows[0].day, *damage.seqs, damage.span) for damage in damages]
@@ -175,26 +194,45 @@ def _round(
     for group in groups:
         by_day.setdefault(group.day, []).append(group)
     first, last = min(group.first for group in groups), max(group.last for group in groups)
-    gather(root, lambda day: by_day.get(day, []), lost, log, first, last)
-    swaps: list[Swap] = []
+    gather(root, lambda day: by_day.get(day, []), lost, log, first, last, salvage)
+    made: list[_Made] = []
+    hopeless: list[tuple[_Damage, str]] = []
     for number, (damage, group) in enumerate(zip(damages, groups, strict=True)):
-        names = ", ".join(f"{row.name} {wrong[row.name]}" for row in damage.rows)
         if group.found != damage.expected:
-            hopeless.append(
-                f"{names}: of its {damage.expected} records of seqs {group.first} to {group.last} the notification log "
-                f"has {group.found}"
-            )
+            why = f"of its {damage.expected} records of seqs {group.first} to {group.last} the notification log has "
+            hopeless.append((damage, f"{why}{group.found}"))
             continue
         staged = root / REMAKE / f"{number}.parquet"
-        made = joined(disk, root, group, staged, damage.name)
-        difference = _difference(made, damage.rows)
+        row = joined(disk, root, group, staged, damage.name)
+        difference = _difference(row, damage.rows)
         if difference is not None:
-            hopeless.append(f"{names}: the records of the notification log are not those that were in it: {difference}")
+            why = f"the records of the notification log are not those that were in it: {difference}"
+            hopeless.append((damage, why))
             continue
         gone = [row.name for row in damage.rows]
-        swaps.append(Swap(day_directory(group.day), str(staged.relative_to(root)), gone, made))
-    overlapped(disk.sync_file, [root / swap.staged for swap in swaps])
-    return swaps
+        swap = Swap(day_directory(group.day), str(staged.relative_to(root)), gone, row)
+        made.append(_Made(damage, swap, group.doubtful))
+    overlapped(disk.sync_file, [root / each.swap.staged for each in made])
+    return made, hopeless
+
+
+def _proven(
+    root: Path, files: Sequence[FileRow], made: list[_Made], prove: Prove
+) -> tuple[list[_Made], list[tuple[_Damage, str]]]:
+    """Those of the new files that need no further proof, or have it; and those that do not."""
+    unproven: list[tuple[_Damage, str]] = []
+    while any(each.doubtful for each in made):
+        gone = {name for each in made for name in each.swap.gone}
+        there = [SealedFile(root / row.name, *msgspec.structs.astuple(row)) for row in files if row.name not in gone]
+        there += [SealedFile(root / each.swap.staged, *msgspec.structs.astuple(each.swap.file)) for each in made]
+        segments = {segment.path: segment for each in made for segment in each.doubtful}
+        failed = {path for path, segment in segments.items() if not prove(there, segment)}
+        if not failed:
+            break
+        for each in [each for each in made if failed & {segment.path for segment in each.doubtful}]:
+            made.remove(each)
+            unproven.append((each.damage, f"what is left of its records in {', '.join(sorted(failed))} is damaged too"))
+    return made, unproven
 
 
 def _difference(made: FileRow, rows: Sequence[FileRow]) -> str | None:

@@ -33,7 +33,6 @@ from store.remake import REMAKE, check_sums, hashed, prove_by_log, remade, why_b
 from store.rot import QUARANTINE
 
 __all__ = [
-    "LOGS",
     "CatalogState",
     "JournalState",
     "committed",
@@ -208,8 +207,11 @@ def open_catalog(disk: Disk, root: Path, hasher: Hasher, contents: JournalConten
     return _made_anew(disk, root, hasher, Catalog(path, fsync=disk.fsync), contents)
 
 
-def fitting(disk: Disk, root: Path, catalog: Catalog, contents: JournalContents) -> CatalogState:
-    """What the catalog holds if it fits the journal, with what was under way; `CatalogDamagedError` if not."""
+def fitting(disk: Disk, root: Path, catalog: Catalog, contents: JournalContents, *, whole: bool = True) -> CatalogState:
+    """What the catalog holds if it fits the journal, with what was under way; `CatalogDamagedError` if not.
+
+    A flush under way must have all of its files, unless it need not be `whole`: what it lacks is missing then.
+    """
     recover_swaps(disk, root, catalog)
     meta, files, runs, intents = catalog.read()
     if meta is None:
@@ -233,7 +235,8 @@ def fitting(disk: Disk, root: Path, catalog: Catalog, contents: JournalContents)
                 f"a flush up to seq {intent.last_seq} was under way, but the journal ends at seq {last.last_seq}: its "
                 "end was lost. Restore internal/journal from a backup; the records are in internal/staging and outbox/."
             )
-        move_into_place(disk, root, intent, PartitionLocks())
+        there = [move for move in intent.moves if (root / move.source).exists() or (root / move.target).exists()]
+        move_into_place(disk, root, intent if whole else msgspec.structs.replace(intent, moves=there), PartitionLocks())
         catalog.seal(intent, last.number, contents.digest.hex())
     if intents:
         meta, files, runs, intents = catalog.read()

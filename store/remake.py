@@ -138,8 +138,7 @@ def _compare(logged: Committed, known: Run) -> None:
     if len(lost):
         raise CorruptionError(
             f"the Parquet does not hold the records that the notification log has: {len(lost)} differ, the first is "
-            f"seq {lost[0]}. A file under records/ was changed, and its checksum was lost with the catalog. Restore "
-            "records/ from a backup; `oncelake verify` names the files."
+            f"seq {lost[0]}. A file under records/ was changed, and its checksum was lost with the catalog: {MEND}"
         )
 
 

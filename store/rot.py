@@ -21,7 +21,16 @@ from store.errors import MEND, CorruptionError, DamagedFileError
 from store.files import Disk
 from store.snapshot import SealedFile
 
-__all__ = ["QUARANTINE", "Pace", "checksum_at", "condemned", "known_damage", "quarantined", "sound"]
+__all__ = [
+    "QUARANTINE",
+    "Pace",
+    "checksum_at",
+    "condemned",
+    "copied_to_quarantine",
+    "known_damage",
+    "quarantined",
+    "sound",
+]
 
 logger = logging.getLogger("oncelake.rot")
 
@@ -125,10 +134,26 @@ def condemned(disk: Disk, root: Path, row: RunRow, pace: Pace) -> CorruptionErro
 
 def quarantined(disk: Disk, root: Path, path: Path, name: str) -> str:
     """Move a file into quarantine, durable, by this name or one like it that is free; the name that it got."""
-    disk.make_directory(root / QUARANTINE)
-    names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(2)))
-    target = next(root / QUARANTINE / free for free in names if not (root / QUARANTINE / free).exists())
+    target = _free(disk, root, name)
     disk.rename(path, target)
     disk.sync_directory(root / QUARANTINE)
     disk.sync_directory(path.parent)
     return str(target.relative_to(root))
+
+
+def copied_to_quarantine(disk: Disk, root: Path, name: str) -> str | None:
+    """Copy a file into quarantine, durable; the name of the copy, None where there is no file."""
+    if not (root / name).exists():
+        return None
+    target = _free(disk, root, name.replace("/", "-"))
+    with (root / name).open("rb") as file:
+        disk.write(target, iter(lambda: file.read(_READ_BYTES), b""))
+    disk.sync_directory(root / QUARANTINE)
+    return str(target.relative_to(root))
+
+
+def _free(disk: Disk, root: Path, name: str) -> Path:
+    """A path in quarantine that nothing has."""
+    disk.make_directory(root / QUARANTINE)
+    names = itertools.chain([name], (f"{name}.{number}" for number in itertools.count(2)))
+    return next(root / QUARANTINE / free for free in names if not (root / QUARANTINE / free).exists())

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from store.errors import MEND
+from store.errors import GIVE_UP, MEND
 
 __all__ = ["MAX_DIFFERENCES", "Difference", "Findings", "Report", "VanishedError"]
 
@@ -26,7 +26,7 @@ REPAIRS = {
     "catalog": "start the service: where the catalog does not fit it is made anew",
     "committed": "start the service: it is written anew, where the journal is whole",
     "journal": "restore internal/journal from a backup that is not older than the outbox",
-    "deadLetter": "restore it from a backup",
+    "deadLetter": f"stop the service, {GIVE_UP}",
     "store": "run `oncelake verify` again when there is less to do",
 }
 """What to do about a difference, by its kind."""

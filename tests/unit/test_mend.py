@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
 
+import store.store
 from outbox.mend import Mended, mend
 from service.cli import main
+from store import gathering, merging
+from store import mend as mending
 from store.catalog import Catalog
 from store.errors import CorruptionError, StoreInUseError
 from store.files import Disk
@@ -135,8 +140,12 @@ def test_files_are_made_again_whatever_became_of_them(
     assert len(in_quarantine) == (0 if how == "removed" else 3)
 
 
-def test_all_of_it_at_once(root: Path) -> None:
-    """Every Parquet file, and then every alert and every flushed notification, at one stroke."""
+@pytest.mark.parametrize("rows_at_once", [7, 1 << 18])
+def test_all_of_it_at_once(root: Path, monkeypatch: pytest.MonkeyPatch, rows_at_once: int) -> None:
+    """Every Parquet file, and then every alert and every flushed notification; in pieces, sorted by DuckDB, as well."""
+    monkeypatch.setattr(gathering, "_ROWS", rows_at_once)
+    monkeypatch.setattr(merging, "_SMALL_ROWS", rows_at_once)
+    monkeypatch.setattr(mending, "_ROUND_FILES", 2 if rows_at_once == 7 else 64)
     told, outbox = answers(root), contents(root, "outbox")
     without_links(root)
     shutil.rmtree(root / "records")
@@ -161,6 +170,53 @@ def test_both_copies_may_be_damaged_in_different_places(root: Path) -> None:
     assert verify(root).ok and answers(root) == told
 
 
+def damaged_line(path: Path, seq: int, place: bytes = b'"value":"') -> None:
+    """One bit of one line."""
+    data = bytearray(path.read_bytes())
+    line = data.index(b'{"seq":%d,' % seq)
+    data[data.index(place, line) + len(place)] ^= 1
+    path.write_bytes(data)
+
+
+def seqs_of(path: Path) -> list[int]:
+    found: list[int] = pq.read_table(path, columns=["seq"], partitioning=None).column("seq").to_pylist()
+    return found
+
+
+def test_the_whole_lines_of_a_damaged_segment_do(root: Path) -> None:
+    """Both copies of a range are damaged, and not of the same records: the index proves the lines, the segment them."""
+    told, outbox = answers(root), contents(root, "outbox")
+    without_links(root)
+    path = parquet(root)[0]
+    others = [seq for other in parquet(root)[1:] for seq in seqs_of(other)]
+    first = segments(root, "notifications")[0]
+    (seq,) = [each for each in others if each <= 20][:1]
+    damaged_line(first, seq)
+    flip(path)
+    result, said = mended(root)
+    assert (result.hopeless, len(said)) == ([], 2)
+    assert verify(root).ok and contents(root, "outbox") == outbox and answers(root) == told
+
+
+@pytest.mark.parametrize("place", [b'"value":"', b'"processedAt":"2', b'"count":', b'"seq":'])
+def test_a_record_that_both_copies_have_damaged_is_lost(root: Path, place: bytes) -> None:
+    """Also where only the time of its commit differs, which the index does not know; nothing is touched."""
+    without_links(root)
+    path = parquet(root)[0]
+    segment = segments(root, "notifications")[0]
+    damaged_line(segment, min(seqs_of(path)), place)
+    before = contents(root, "records", "outbox")
+    flip(path)
+    result, _ = mended(root)
+    if place == b'"count":':
+        assert result.hopeless == []  # what was before a record is made of other records
+        return
+    assert [path.name in result.hopeless[0], segment.name in result.hopeless[1]] == [True, True]
+    assert path.name in result.hopeless[1] and "rebuild" not in result.hopeless[1]
+    flip(path)
+    assert contents(root, "records", "outbox") == before
+
+
 def test_a_lost_catalog_is_no_hindrance(root: Path) -> None:
     """Files that are gone or cannot be read are found by the seqs that no other file holds."""
     told, outbox = answers(root), contents(root, "outbox")
@@ -177,6 +233,45 @@ def test_a_lost_catalog_is_no_hindrance(root: Path) -> None:
     result, _ = mended(root)
     assert result.hopeless == []
     assert verify(root).ok and contents(root, "outbox") == outbox and answers(root) == told
+
+
+def test_a_changed_file_is_found_by_the_log_where_the_catalog_is_lost(root: Path) -> None:
+    """Whole in itself, with another value in it: the log has the record as it was."""
+    told = answers(root)
+    without_links(root)
+    path = parquet(root)[2]
+    table = pq.read_table(path, partitioning=None)
+    at = table.schema.get_field_index("reference")
+    pq.write_table(table.set_column(at, table.schema.field(at), pa.array(["other"] * table.num_rows)), path)
+    (root / "internal/catalog.sqlite").unlink()
+    with pytest.raises(CorruptionError, match="oncelake rebuild --mend"):
+        opened(root)
+    result, said = mended(root)
+    assert result.hopeless == [] and path.name in said[0]
+    assert verify(root).ok and answers(root) == told
+
+
+def test_a_flush_under_way_that_lost_files_is_mended_like_any_other(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was staged and is gone is in the log, and the runs are made anew."""
+    told = answers(root)
+
+    def killed(*_: object) -> None:
+        raise Crash
+
+    lake = opened(root)
+    with monkeypatch.context() as patch, pytest.raises(Crash):
+        patch.setattr(store.store, "move_into_place", killed)
+        lake.store.flush_once()
+    lake.close()
+    for path in [*(root / "internal/staging").glob("*.0.parquet"), *(root / "internal/staging").glob("*.index.*")]:
+        path.unlink()
+    with pytest.raises(CorruptionError, match="is lost"):
+        opened(root)
+    result, said = mended(root)
+    assert (result.hopeless, len(said)) == ([], 1)
+    assert verify(root).ok and answers(root) == told
 
 
 def test_without_catalog_and_log_what_is_lacking_is_said(root: Path) -> None:
@@ -327,10 +422,17 @@ def test_a_mended_store_goes_on_and_is_mended_again(root: Path) -> None:
 
 
 def test_a_start_names_the_command(root: Path) -> None:
-    """Whatever committed file is missing or damaged."""
-    path = parquet(root)[0]
-    path.unlink()
-    with pytest.raises(CorruptionError, match="oncelake rebuild --mend"):
+    """Whatever committed file is found to be missing or damaged."""
+    flip(segments(root, "alerts")[-1])
+    with pytest.raises(CorruptionError, match="alerts/.*oncelake rebuild --mend"):
+        opened(root)
+    mended(root)
+    parquet(root)[0].unlink()
+    with pytest.raises(CorruptionError, match="records/.*oncelake rebuild --mend"):
+        opened(root)
+    mended(root)
+    flip(next((root / "rejected").glob("*.jsonl")))
+    with pytest.raises(CorruptionError, match="rejected/.*backup"):
         opened(root)
 
 
@@ -398,3 +500,111 @@ def test_it_may_lose_power_at_any_call(broken: Path, tmp_path: Path) -> None:
         assert at % 8 or verify(left).ok, (at, disk.calls[at - 1])
         opened(left).close()
         shutil.rmtree(root.parent)
+
+
+def test_the_way_out_without_a_backup(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The statement of docs/operations.md and one command put what is not lost into a new store, in its order."""
+    lake = opened(root)
+    lake.store.flush_once()
+    lake.close()
+    path = parquet(root)[0]
+    lost = pq.read_table(path, columns=["recordId"], partitioning=None).column("recordId").to_pylist()
+    kept = [str(record(number)["recordId"]) for number in (*range(100), *range(200, 207))]
+    flip(path)
+    path.rename(tmp_path / path.name)
+    operations = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+    (statement,) = re.findall(r"```sql\n(COPY.*?)```", operations, re.DOTALL)
+    monkeypatch.chdir(root.parent)
+    duckdb.sql(statement)
+    assert main(["ingest", "rest.parquet", "--data", "new", "--no-progress"]) == 0
+    lines = [
+        json.loads(line)
+        for path in segments(root.parent / "new", "notifications")
+        for line in path.read_text().splitlines()
+    ]
+    assert [line["record"]["recordId"] for line in lines] == [each for each in kept if each not in lost]
+    assert verify(root.parent / "new").ok
+
+
+def test_verify_says_what_to_do(broken: Path) -> None:
+    """About each difference."""
+    report = verify(broken).to_json()
+    assert {"parquet", "segment", "notification"} <= {each["kind"] for each in report["differences"]}
+    for each in report["differences"]:
+        assert ("oncelake rebuild --mend" in each["repair"]) == (each["kind"] not in ("index", "summary", "rollup"))
+
+
+def letters_of(root: Path) -> list[dict[str, Any]]:
+    return [
+        json.loads(line)
+        for path in sorted((root / "rejected").glob("*.jsonl"))
+        for line in path.read_bytes().splitlines()
+    ]
+
+
+@pytest.fixture
+def lettered(root: Path) -> Path:
+    """With several segments of dead letters."""
+    lake = opened(root)
+    for number in range(40):
+        lake.post(b'[{"recordId": %d}, {"recordId": %d, "unit": "%s"}]' % (number, number, b"x" * 60))
+    lake.close()
+    assert len(list((root / "rejected").glob("*.jsonl"))) > 2
+    return root
+
+
+@pytest.mark.parametrize("which", ["first", "newest"])
+@pytest.mark.parametrize("how", [*DAMAGES, "emptied"])
+def test_damaged_dead_letters_can_be_given_up(
+    lettered: Path, which: str, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not by themselves; all that can be read stays, what there was is in quarantine, and new letters follow."""
+    before = letters_of(lettered)
+    path = sorted((lettered / "rejected").glob("*.jsonl"))[0 if which == "first" else -1]
+    lines = path.read_bytes().splitlines()
+    DAMAGES.get(how, lambda path: path.write_bytes(b""))(path)
+    assert main(["rebuild", "--mend", "--data", str(lettered)]) == 1
+    assert f"lost: {path.relative_to(lettered)}" in capsys.readouterr().out
+    assert main(["rebuild", "--mend", "--accept-loss", "rejected", "--data", str(lettered)]) == 0
+    assert "given up but for" in capsys.readouterr().out
+    assert verify(lettered).ok
+    kept = letters_of(lettered)
+    assert [each for each in before if each in kept] == [each for each in kept if each in before]
+    lost = {"flipped": 1, "cut": 1}.get(how, len(lines))
+    assert len(kept) in (len(before) - lost, len(before))  # a flip may leave JSON behind
+    lake = opened(lettered)
+    lake.post(b'[{"recordId": 1000}]')
+    lake.close()
+    assert verify(lettered).ok and len(letters_of(lettered)) == len(kept) + 1
+    assert bool(list((lettered / QUARANTINE).glob("rejected-*"))) == (how != "removed")
+
+
+def test_giving_up_may_be_killed_at_any_call(lettered: Path, tmp_path: Path) -> None:
+    """And be run again."""
+    paths = sorted((lettered / "rejected").glob("*.jsonl"))
+    DAMAGES["cut"](paths[0])
+    DAMAGES["cut"](paths[-1])
+    before = [line for path in paths for line in path.read_bytes().split(b"\n")[:-1] if line.endswith(b"}")]
+
+    def give_up(root: Path) -> Mended:
+        return mend(root, Disk(), lambda _: None, give_up_letters=True)
+
+    shutil.copytree(lettered, tmp_path / "count" / "data")
+    with faulty(FaultyOs(tmp_path / "count" / "data")) as system:
+        give_up(tmp_path / "count" / "data")
+    for at in range(1, len(system.calls) + 1):
+        root = tmp_path / "state" / "data"
+        shutil.copytree(lettered, root)
+        with faulty(FaultyOs(root, at, FAULTS[at % 2])), pytest.raises(Crash):
+            give_up(root)
+        assert give_up(root).hopeless == [], (at, system.calls[at - 1])
+        opened(root).close()
+        assert [
+            line for path in sorted((root / "rejected").glob("*.jsonl")) for line in path.read_bytes().splitlines()
+        ] == before
+        shutil.rmtree(root.parent)
+
+
+def test_a_loss_is_accepted_of_what_was_mended_only(root: Path) -> None:
+    """Wrong usage without `--mend`."""
+    assert main(["rebuild", "--accept-loss", "rejected", "--data", str(root)]) == 2
