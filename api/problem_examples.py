@@ -72,7 +72,8 @@ PROBLEM_EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
         {},
     ),
     "too_large_atomic": (
-        "an atomic batch may hold 65536 records, this one holds 65537: send it without atomic, or in smaller batches",
+        "an atomic batch may hold 65536 records (ingest.atomic_records), this one holds 65537: send it without atomic, "
+        "or in smaller batches",
         {},
     ),
     "unsupported_format": ("The content encoding 'br' is not known. Known are: gzip, zstd.", {}),

@@ -117,8 +117,8 @@ class Committer:
         job = Job(batch, rows=1 if batch.record is not None else sum(chunk.received for chunk in batch.chunks))
         if batch.atomic and job.rows > self._settings.atomic_rows:
             raise TooLargeError(
-                f"an atomic batch may hold {self._settings.atomic_rows} records, this one holds {job.rows}: "
-                "send it without atomic, or in smaller batches",
+                f"an atomic batch may hold {self._settings.atomic_rows} records (ingest.atomic_records), "
+                f"this one holds {job.rows}: send it without atomic, or in smaller batches",
                 code="too_large_atomic",
             )
         self._queue.put(job, lambda: map(self._piece, batch.chunks))

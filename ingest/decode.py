@@ -65,7 +65,10 @@ def decompressed(body: bytes, compression: Compression, limits: Limits) -> bytes
         return Decompressed(io.BytesIO(body), compression, limits).read()
     most = limits.max_decompressed_bytes
     if most is not None and len(body) > most:
-        raise TooLargeError(f"The batch has {len(body)} bytes; the limit is {most}.", code="too_large_decompressed")
+        raise TooLargeError(
+            f"The batch has {len(body)} bytes; the limit is {most} (ingest.max_decompressed_bytes).",
+            code="too_large_decompressed",
+        )
     return body
 
 
