@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,7 +23,10 @@ from store.runs import Run
 from store.schema import RECORD, STORED
 from store.summaries import Summary
 
-__all__ = ["Committed", "CommittedRows", "Fresh", "columns_of"]
+__all__ = ["Committed", "CommittedRows", "Fresh", "columns_of", "runs_beside"]
+
+_MANY_ROWS = 4_096
+"""The runs of so many records are worth another thread."""
 
 _US_UTC = pa.timestamp("us", tz="UTC")
 
@@ -114,6 +118,15 @@ def _tables(commits: Sequence[CommittedRows]) -> Iterator[pa.Table]:
             yield from (commit.columns for commit in group)
         else:
             yield columns_of([record for commit in group for record in commit.records])
+
+
+def runs_beside(threads: Executor, committed: Committed | CommittedRows | None) -> Future[object]:
+    """Work the runs of many records out while their lines are synced, so that settling soon after finds them made."""
+    if isinstance(committed, Committed) and committed.count >= _MANY_ROWS:
+        return threads.submit(lambda: committed.runs)
+    nothing: Future[object] = Future()
+    nothing.set_result(None)
+    return nothing
 
 
 def columns_of(records: Sequence[Row]) -> pa.Table:

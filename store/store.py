@@ -11,7 +11,7 @@ import sqlite3
 import sys
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from store.compaction import Compaction, CompactionSettings
 from store.errors import CorruptionError, DiskFullError, OncelakeError, StoppingError
 from store.files import Disk, Lock, is_disk_full
 from store.flush import PartitionLocks, clear_staging, merge_tier, move_into_place, stage
-from store.fresh import Committed, CommittedRows
+from store.fresh import Committed, CommittedRows, runs_beside
 from store.hashing import U64, Hasher
 from store.hot import Hot
 from store.identity import Identity, load_identity
@@ -51,9 +51,6 @@ _JOURNAL_BYTES = 1 << 20
 
 _SEGMENTS_OF_RETENTION = 8
 """A segment covers an eighth of its retention at most, so that lines are kept little longer than asked."""
-
-_MANY_ROWS = 4_096
-"""The runs of so many records are worked out in another thread, which costs less than it takes there."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +114,7 @@ class Store:
         if contents is None:
             if any((self.root / "outbox").glob("*/*.jsonl")) or any(self.root.glob("records/**/*.parquet")):
                 raise CorruptionError(f"{directory} is empty, and {self.root} holds records: restore it from a backup")
-            first = Frame(0, 1, 0, 0, checkpoint=Checkpoint())
-            contents = Journal.create(self.disk, directory, first)
+            contents = Journal.create(self.disk, directory, Frame(0, 1, 0, 0, checkpoint=Checkpoint()))
         self.state = state_of(contents)
         check_committed(self.root, self.state.seq)
         catalog = open_catalog(self.disk, self.root, self.hasher, contents)
@@ -188,8 +184,7 @@ class Store:
     def settle(self, small_rows: int = 1) -> View:
         """Make the runs of what was committed last; the view with them.
 
-        A commit leaves that undone, because its clients need not wait for it. Small commits are left so until so many
-        of their records wait.
+        A commit leaves that undone: no client need wait. Small ones stay so until so many of their records wait.
         """
         view = self._view
         if not view.active.fresh and view.active.small_rows < small_rows:
@@ -218,9 +213,8 @@ class Store:
 
     def find(self, record_id: str) -> pa.Table | None:
         """The stored record with this recordId (one row, schema `STORED`), or None."""
-        hi, lo = self.hasher.identify(pa.array([record_id], pa.string()))
         view = self.settle()
-        hits = view.find_ids(hi, lo)
+        hits = view.find_ids(*self.hasher.identify(pa.array([record_id], pa.string())))
         if not len(hits.seq):
             return None
         rows = rows_at(view.snapshot(), hits.day, hits.seq)
@@ -273,7 +267,7 @@ class Store:
             rules=commit.rules,
             kept=dict(commit.kept),
         )
-        runs = self._runs_of(commit.committed)
+        runs = runs_beside(self._beside, commit.committed)
         try:
             for log in touched:
                 log.sync()
@@ -289,18 +283,11 @@ class Store:
             raise self._failed(error) from error
         try:
             self._apply(frame, commit.committed, touched)
-            if runs is not None:
-                runs.result()
+            runs.result()
             if self._journal.length > max(_JOURNAL_BYTES, 2 * self._folded_bytes):
                 self._fold_journal()
         except BaseException as error:  # it is durable: whoever tried it again would commit it twice
             raise self._failed(error) from error
-
-    def _runs_of(self, committed: Committed | CommittedRows | None) -> Future[object] | None:
-        """The runs of many records, worked out while their lines are synced: a settling soon after finds them made."""
-        if not isinstance(committed, Committed) or committed.count < _MANY_ROWS:
-            return None
-        return self._beside.submit(lambda: committed.runs)
 
     def _apply(self, frame: Frame, committed: Committed | CommittedRows | None, touched: list[Log]) -> None:
         """What is durable becomes visible."""
