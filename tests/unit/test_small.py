@@ -19,6 +19,7 @@ from ingest import committer as committers
 from ingest import plan, small
 from ingest.plan import Result
 from store.canonical import render_decimals, render_records, render_times
+from store.errors import DiskFullError
 from store.fresh import columns_of
 from store.hashing import Hasher
 from store.journal import Rules
@@ -217,4 +218,18 @@ def test_a_key_of_many_units_is_looked_at_in_columns(lake: tuple[Store, Direct])
         _taken(committer, [record])
         model.take([record])
         assert store._view.active.small_rows == 0
+    assert_holds(store, model)
+
+
+def test_a_commit_that_finds_no_room_leaves_no_trace_in_the_sums(lake: tuple[Store, Direct]) -> None:
+    """What a small commit goes on with is its own until it is durable."""
+    store, committer = lake
+    model = Model()
+    same = {"destinationId": "d", "reference": "r", "unit": "SEK"}
+    _taken(committer, [record_of(0, **same)])
+    model.take([record_of(0, **same)])
+    with patch.object(store, "commit", side_effect=DiskFullError("no room")), pytest.raises(DiskFullError):
+        _taken(committer, [record_of(1, **same)])
+    _taken(committer, [record_of(2, **same)])
+    model.take([record_of(2, **same)])
     assert_holds(store, model)
