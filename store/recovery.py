@@ -189,8 +189,9 @@ def open_catalog(disk: Disk, root: Path, hasher: Hasher, contents: JournalConten
     catalog: Catalog | None = None
     try:
         catalog = Catalog(path, fsync=disk.fsync)
-        state = fitting(disk, root, catalog, contents)
-        _check_files(root, state.files)
+        found = fitting(disk, root, catalog, contents)
+        _check_files(root, found.files)
+        state = found
     except CatalogDamagedError as error:
         if catalog is not None:
             catalog.close()
