@@ -28,9 +28,8 @@ from store.acceptance import accept_letters
 from store.catalog import Catalog, CatalogDamagedError, FileRow
 from store.compaction import remove_directory
 from store.errors import GIVE_UP, CorruptionError, DamagedFileError, OncelakeError
-from store.files import Disk, Lock, is_disk_full
+from store.files import Disk, is_disk_full
 from store.hashing import Hasher
-from store.identity import load_identity
 from store.journal import JournalContents, read_journal
 from store.log import check_committed, lines_after, parse_notifications
 from store.mend import kept, mend_files, was
@@ -41,7 +40,7 @@ from store.rot import quarantined
 from store.salvage import Salvage
 from store.segments import LogSegment, examined_segments
 from store.snapshot import SealedFile, Snapshot
-from store.upgrade import upgraded
+from store.stopped import stopped_store
 
 __all__ = ["Mended", "mend"]
 
@@ -78,16 +77,7 @@ def mend(root: Path, disk: Disk, tell: Tell, *, give_up_letters: bool = False) -
         done += 1
         tell(what)
 
-    identity = load_identity(root)
-    if identity is None:
-        raise OncelakeError(f"{root} is no data directory of oncelake")
-    hasher = Hasher(bytes.fromhex(identity.seed), identity.hash_bits)
-    lock = Lock(root / "lock")
-    try:
-        upgraded(disk, root, identity)
-        contents = read_journal(root / "internal" / "journal")
-        if contents is None:
-            raise CorruptionError(f"{root} has no journal: nothing tells which records are committed")
+    with stopped_store(disk, root) as (hasher, contents):
         state = state_of(contents)
         check_committed(root, state.seq)
         with tempfile.TemporaryDirectory(prefix="oncelake-mend-") as temp:
@@ -98,8 +88,6 @@ def mend(root: Path, disk: Disk, tell: Tell, *, give_up_letters: bool = False) -
                 if is_disk_full(error) or "No space left" in str(error):
                     raise OSError(errno.ENOSPC, f"{root} is not mended to its end, run it again: {error}") from error
                 raise OncelakeError(f"{root} is not mended to its end, run it again: {error}") from error
-    finally:
-        lock.release()
     return Mended(files, segments, done, hopeless, time.monotonic() - started)
 
 

@@ -6,15 +6,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.errors import CorruptionError, OncelakeError
-from store.files import Disk, Lock
-from store.hashing import Hasher
-from store.identity import load_identity
-from store.journal import read_journal
+from store.files import Disk
 from store.kinds import KINDS
 from store.recovery import open_catalog, remove_orphans
 from store.remake import check_sums, remade
-from store.upgrade import upgraded
+from store.stopped import stopped_store
 
 __all__ = ["Rebuilt", "rebuild"]
 
@@ -34,16 +30,7 @@ def rebuild(root: Path, disk: Disk) -> Rebuilt:
     `StoreInUseError` while a service has the directory; `CorruptionError` where the records themselves are damaged.
     """
     started = time.monotonic()
-    identity = load_identity(root)
-    if identity is None:
-        raise OncelakeError(f"{root} is no data directory of oncelake")
-    hasher = Hasher(bytes.fromhex(identity.seed), identity.hash_bits)
-    lock = Lock(root / "lock")
-    try:
-        upgraded(disk, root, identity)
-        contents = read_journal(root / "internal" / "journal")
-        if contents is None:
-            raise CorruptionError(f"{root} has no journal: nothing tells which records are committed")
+    with stopped_store(disk, root) as (hasher, contents):
         state = open_catalog(disk, root, hasher, contents)
         try:
             if not state.is_new:
@@ -53,6 +40,4 @@ def rebuild(root: Path, disk: Disk) -> Rebuilt:
                 remove_orphans(disk, root, made)
         finally:
             state.catalog.close()
-    finally:
-        lock.release()
     return Rebuilt(state.flushed, len(state.files), time.monotonic() - started)
