@@ -3,6 +3,9 @@
 It takes whatever waits (group commit), so that many single POSTs share one sync; large batches are cut into parts of
 bounded size. Work of files stops at a lower bound of hot rows than requests do, so that the flush can keep up and
 memory stays bounded.
+
+A large commit of files is written and synced by a second thread, while the committer plans the next one on the head
+that it will leave. That plan is made again where the commit before it did not happen.
 """
 
 from __future__ import annotations
@@ -11,16 +14,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import msgspec
 
 from ingest.batch import Batch, Chunk
-from ingest.plan import Part, Piece, Result, decided, planned, result_of, summed
+from ingest.plan import Part, Piece, Plan, Result, decided, planned, result_of, summed
 from ingest.prepare import prepared
 from ingest.queue import Job, Queue, QueueBounds
 from store.errors import OncelakeError, QueueFullError, StoppingError, TooLargeError, TransientError
+from store.head import Head
 from store.journal import InputState, Position, Rules
 from store.outcomes import Answer
 from store.promise import Promise
@@ -52,6 +56,33 @@ class CommitterSettings(QueueBounds):
     hot_rows_hard: int = 2_000_000
     hot_bytes_soft: int = 384 << 20
     hot_bytes_hard: int = 512 << 20
+    ahead_rows: int = 16_384
+    """A commit of so many records of files is written while the next one is planned."""
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A commit that is being written: whether it happened, and the head after it."""
+
+    happened: Future[bool]
+    head: Head
+    began: float
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The jobs of one commit, what it takes of each, and what it says beside them."""
+
+    jobs: list[Job]
+    parts: list[Part]
+    closed: tuple[str, ...]
+    floors: Mapping[str, int]
+    began: float
+
+    def give_back(self) -> None:
+        """The parts to their jobs: nothing of them is committed."""
+        for job, part in zip(self.jobs, self.parts, strict=True):
+            job.pieces.extendleft(reversed(part.pieces))
 
 
 class Committer:
@@ -77,8 +108,10 @@ class Committer:
         self._closed: dict[str, None] = {}
         self._floors: dict[str, int] = {}
         self._busy_since: float | None = None
+        self._flight: _Flight | None = None
         self._stopping = False
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="prepare", initializer=give_way)
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="writer")
         self._thread = threading.Thread(target=self._run, name="committer", daemon=True)
 
     def start(self) -> None:
@@ -91,6 +124,7 @@ class Committer:
         self._queue.close()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
+        self._writing.shutdown()
         self._preparing.shutdown()
 
     @property
@@ -101,7 +135,8 @@ class Committer:
     @property
     def busy_s(self) -> float:
         """How long the commit under way has taken; 0 where there is none."""
-        since = self._busy_since
+        flight = self._flight
+        since = flight.began if flight is not None and not flight.happened.done() else self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
     @property
@@ -159,9 +194,12 @@ class Committer:
         self._busy_since = time.monotonic()
         try:
             if jobs and jobs[0].exclusive:
+                self._land()
                 self._decide_alone(jobs[0], closed)
             elif jobs or closed or self._floors:
                 return self._commit(jobs, closed) or bool(jobs)
+            else:
+                return self._land()
         except BaseException as error:
             self._give_up(jobs, error)
             raise
@@ -202,7 +240,7 @@ class Committer:
         part = Part(job.batch, tuple(job.pieces))
         store = self._store
         try:
-            what = decided([part], store.hasher, store, store.seq + 1)
+            what = decided([part], store.hasher, store.head)
             result = result_of(part, what, 0)
         except OncelakeError as error:
             job.future.set_exception(error)
@@ -229,68 +267,99 @@ class Committer:
         ):
             self._refuse(jobs, QueueFullError("records wait to be put into Parquet: try again later", retry_after_s=5))
             return False
-        jobs = self._following(jobs)
         floors = self._floors
-        parts = [Part(job.batch, _next_pieces(job, settings.commit_rows)) for job in jobs]
-        first_seq = store.seq + 1
-        began = time.perf_counter()
+        flight = self._flight
+        head = flight.head if flight else store.head
+        following = self._following(jobs, head.inputs)
+        parts = [Part(job.batch, _next_pieces(job, settings.commit_rows)) for job in following]
+        group = _Group(following, parts, closed, floors, time.perf_counter())
         try:
-            what = decided(parts, store.hasher, store, first_seq)
-            plan = planned(
-                parts,
-                what,
-                known=store,
-                first_seq=first_seq,
-                number=store.next_number,
-                processed_at_us=max(self._now_us(), store.state.processed_at),
-                rules=self._rules,
-                new_rules=store.rules != self._rules,
-                inputs=store.state.inputs,
-                closed=closed,
-                kept=floors,
-            )
-            store.commit(plan.commit)
+            plan = self._planned(group, head)
         except OncelakeError as error:
-            self._refuse(jobs, error)
+            self._refuse(following, error)
             return False
         except Exception as error:
             logger.exception("a commit could not be prepared")
-            if len(jobs) > 1:  # a failure in preparing one batch fails only that one
+            if len(following) > 1:  # a failure in preparing one batch fails only that one
                 if closed:  # before a file of the same name that is among the jobs
                     self._commit([], closed)
-                for job, part in zip(jobs, parts, strict=True):
-                    job.pieces.extendleft(reversed(part.pieces))
+                group.give_back()
+                for job in following:
                     self._commit([job], ())
             else:
-                self._refuse(jobs, error)
+                self._refuse(following, error)
             return False
-        for path in closed:
+        if flight and (not self._land() or store.head.next_number != head.next_number):
+            group.give_back()
+            return self._commit(following, closed)
+        is_of_files = all(job.bulk for job in following) and not (closed or floors or plan.commit.rules)
+        if not is_of_files or sum(part.received for part in parts) < settings.ahead_rows:
+            return self._write(group, plan)
+        head = store.head.after(plan.commit)
+        self._flight = _Flight(self._writing.submit(self._write_ahead, group, plan), head, time.monotonic())
+        return True
+
+    def _planned(self, group: _Group, head: Head) -> Plan:
+        what = decided(group.parts, self._store.hasher, head)
+        return planned(
+            group.parts,
+            what,
+            head,
+            processed_at_us=max(self._now_us(), head.processed_at_us),
+            rules=self._rules,
+            closed=group.closed,
+            kept=group.floors,
+        )
+
+    def _land(self) -> bool:
+        """Wait for the commit that is being written, if there is one. Whether there was one, and it happened."""
+        flight, self._flight = self._flight, None
+        return flight is not None and flight.happened.result()
+
+    def _write_ahead(self, group: _Group, plan: Plan) -> bool:
+        try:
+            return self._write(group, plan)
+        except BaseException as error:
+            self._give_up(group.jobs, error)
+            raise
+
+    def _write(self, group: _Group, plan: Plan) -> bool:
+        """Make a commit, and answer. False where it did not happen, and the jobs have their errors."""
+        store = self._store
+        try:
+            store.commit(plan.commit)
+        except Exception as error:
+            if not isinstance(error, OncelakeError):
+                logger.exception("a commit could not be written")
+            self._refuse(group.jobs, error)
+            return False
+        for path in group.closed:
             self._closed.pop(path, None)
-        if self._floors is floors:
+        if self._floors is group.floors:
             self._floors = {}
         again = []
-        for job, result in zip(jobs, plan.results, strict=True):
+        for job, result in zip(group.jobs, plan.results, strict=True):
             job.answer = summed(job.answer, result.answer) if job.answer else result.answer
             if job.pieces:
                 again.append(job)
             else:
                 job.future.set_result(Result(job.answer, result.duplicate_seq))
-        answers = [(job.bulk, result.answer) for job, result in zip(jobs, plan.results, strict=True)]
-        self._observe(time.perf_counter() - began, answers)
+        answers = [(job.bulk, result.answer) for job, result in zip(group.jobs, plan.results, strict=True)]
+        self._observe(time.perf_counter() - group.began, answers)
         store.settle(_SETTLED_ROWS)  # after the answers: nobody waits for it
         if again:
             self._queue.put_back(again)
         self._on_commit()
         return True
 
-    def _following(self, jobs: list[Job]) -> list[Job]:
+    def _following(self, jobs: list[Job], inputs: Mapping[str, InputState]) -> list[Job]:
         """The jobs without pieces of files that do not follow what is committed: one before them has failed."""
         ends: dict[str, Position] = {}
         kept = []
         for job in jobs:
             step = job.batch.step
             if step is not None:
-                state = self._store.state.inputs.get(step.path)
+                state = inputs.get(step.path)
                 is_same = state is not None and (state.sha256, state.started_at_us) == (step.sha256, step.started_at_us)
                 expected = ends.get(step.path, state.position if state is not None and is_same else Position())
                 if step.begin != expected:

@@ -25,7 +25,7 @@ ACCEPTED, DUPLICATE, CONFLICT = 0, 1, 2
 
 
 class Known(Protocol):
-    """What is stored already, as `store.store.Store` tells it."""
+    """What is stored already, as `store.head.Head` tells it."""
 
     def find_ids(self, hi: U64, lo: U64) -> Hits:
         """Index rows that share a hash with one of these; `hi` ascends."""

@@ -6,43 +6,31 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
 from ingest.batch import Batch, Chunk, Located, Record
-from ingest.deduplicate import ACCEPTED, CONFLICT, DUPLICATE, Known, Outcomes, decide
+from ingest.deduplicate import ACCEPTED, CONFLICT, DUPLICATE, Outcomes, decide
 from ingest.history import Find, previous_texts
 from ingest.letters import Letters
 from ingest.prepare import Prepared, joined, prepared
 from ingest.small import SMALL_ROWS, Small, decided_one_by_one, small_of, with_small
-from ingest.small import Known as KnownEach
 from outbox.alerts import exceeding
 from outbox.messages import alert_lines, notification_lines
 from store.fresh import Committed, columns_of
 from store.hashing import Hasher
+from store.head import Commit, Head
 from store.journal import InputState, Rules
 from store.outcomes import MAX_PROBLEMS, Answer, Problem
 from store.plain import time_text
 from store.schema import STORED
-from store.store import Commit
 
 __all__ = ["Part", "Piece", "Plan", "Result", "decided", "planned"]
 
 _US_UTC = pa.timestamp("us", tz="UTC")
-
-
-class AllKnown(Known, Protocol):
-    """What is stored already, for records in columns and one by one, as `store.store.Store` tells it."""
-
-    def each(self) -> KnownEach:
-        """For records one by one."""
-
-    @property
-    def find_summaries(self) -> Find:
-        """Look keys up."""
 
 
 @dataclass(frozen=True)
@@ -97,20 +85,20 @@ class Plan:
     results: list[Result]
 
 
-def decided(parts: Sequence[Part], hasher: Hasher, known: AllKnown, first_seq: int) -> Decided:
+def decided(parts: Sequence[Part], hasher: Hasher, head: Head) -> Decided:
     """The outcomes of all valid records of the parts, in their order."""
     bounds = [0]
     for part in parts:
         bounds.append(bounds[-1] + part.records)
     if 0 < bounds[-1] <= SMALL_ROWS and all(part.batch.record or not part.records for part in parts):
         small = small_of([part.batch.record for part in parts if part.batch.record], hasher)
-        found = decided_one_by_one(small, known.each(), first_seq)
+        found = decided_one_by_one(small, head.each(), head.seq + 1)
         if found is not None:
             return Decided(small, bounds, found)
     records = joined(list(_prepared(parts, hasher)))
     if not records.rows.num_rows:
         return Decided(records, bounds, Outcomes(np.zeros(0, dtype=np.int8), np.zeros(0, dtype=np.int64), {}))
-    outcomes = decide(records.rows, records.id_hi, records.id_lo, records.fingerprint, known, first_seq)
+    outcomes = decide(records.rows, records.id_hi, records.id_lo, records.fingerprint, head, head.seq + 1)
     return Decided(records, bounds, outcomes)
 
 
@@ -142,43 +130,39 @@ def _prepared(parts: Sequence[Part], hasher: Hasher) -> Iterator[Prepared]:
 def planned(
     parts: Sequence[Part],
     what: Decided,
+    head: Head,
     *,
-    known: AllKnown,
-    first_seq: int,
-    number: int,
     processed_at_us: int,
     rules: Rules,
-    new_rules: bool,
-    inputs: dict[str, InputState],
     closed: tuple[str, ...],
     kept: Mapping[str, int],
 ) -> Plan:
-    """The commit with this number: lines, dead letters and the steps of files, and the parts' results."""
+    """The commit that follows the head: lines, dead letters and the steps of files, and the parts' results."""
     processed_at = time_text(processed_at_us)
-    letters = Letters(number, processed_at)
+    letters = Letters(head.next_number, processed_at)
     results = [result_of(part, what, index, letters) for index, part in enumerate(parts)]
     steps: dict[str, InputState] = {}
     for part, result in zip(parts, results, strict=True):
         if part.batch.step is not None:
             path = part.batch.step.path
-            steps[path] = _step(part, result, inputs.get(path), steps.get(path))
+            steps[path] = _step(part, result, head.inputs.get(path), steps.get(path))
     commit = Commit(
         processed_at_us,
         dead_letters=letters.lines(),
         inputs=tuple(steps.values()),
         closed=closed,
-        rules=rules if new_rules else None,
+        rules=rules if rules != head.rules else None,
         kept=kept,
     )
     new = np.flatnonzero(what.outcomes.status == ACCEPTED)
     if len(new):
         records = what.records.taken(new)
         if isinstance(records, Small):
-            found = with_small(commit, records, known.each(), first_seq, processed_at, rules)
+            found = with_small(commit, records, head.each(), head.seq + 1, processed_at, rules)
             if found is not None:
                 return Plan(found, results)
             records = records.prepared()
-        commit = _with_records(commit, records, known.find_summaries, first_seq, processed_at, rules)
+        commit = _with_records(commit, records, head.find_summaries, head.seq + 1, processed_at, rules)
     return Plan(commit, results)
 
 

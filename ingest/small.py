@@ -22,9 +22,9 @@ from outbox.messages import alert_line, notification_line, previous_of
 from store.fresh import CommittedRows, columns_of
 from store.hashing import Hasher
 from store.hashing_rows import Hashes, halves
+from store.head import Commit
 from store.journal import Rules
 from store.plain import Row, record_text, units_of
-from store.store import Commit
 from store.summaries import Summary
 from store.sums import I64
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -41,15 +42,21 @@ class Committed:
     fingerprint: U64
     key_hi: U64
     key_lo: U64
+    _making: Lock = field(default_factory=Lock, compare=False, repr=False)
 
     @property
     def count(self) -> int:
         """Records."""
         return int(self.rows.num_rows)
 
-    @cached_property
+    @property
     def runs(self) -> tuple[Run, Run]:
-        """Its part of the index and of the summaries."""
+        """Its part of the index and of the summaries; made once, whoever asks first."""
+        with self._making:
+            return self._runs
+
+    @cached_property
+    def _runs(self) -> tuple[Run, Run]:
         times = self.rows.column("time").combine_chunks().cast(pa.int64()).to_numpy()
         words = index.pack_words(times, self.rows.column("seq").to_numpy())
         return (

@@ -24,7 +24,7 @@ import msgspec
 
 from store.errors import CorruptionError
 from store.files import Appender, Disk, is_disk_full
-from store.outcomes import Answer
+from store.outcomes import MAX_PROBLEMS, Answer
 
 __all__ = [
     "Checkpoint",
@@ -38,6 +38,7 @@ __all__ = [
     "Rules",
     "RulesFrom",
     "Segment",
+    "added",
     "read_journal",
 ]
 
@@ -82,6 +83,16 @@ class InputState(msgspec.Struct, frozen=True, rename="camel"):
     answer: Answer
     done: bool = False
     failure: Failure | None = None
+
+
+def added(before: InputState | None, step: InputState) -> InputState:
+    """An input's state after a commit whose frame holds `step`: counts are totals there, problems only the new ones."""
+    if before is None or before.sha256 != step.sha256 or before.started_at_us != step.started_at_us:
+        return step
+    problems = (before.answer.problems + step.answer.problems)[:MAX_PROBLEMS]
+    truncated = step.answer.conflict + step.answer.rejected > len(problems)
+    answer = msgspec.structs.replace(step.answer, problems=problems, problems_truncated=truncated)
+    return msgspec.structs.replace(step, answer=answer)
 
 
 class Rules(msgspec.Struct, frozen=True, rename="camel"):

@@ -24,10 +24,9 @@ from store.files import Disk
 from store.flush import STAGING, PartitionLocks, clear_staging, move_into_place
 from store.hashing import Hasher
 from store.hot import Hot
-from store.journal import Checkpoint, FileEnd, Frame, InputState, JournalContents, RulesFrom, Segment
+from store.journal import Checkpoint, FileEnd, Frame, InputState, JournalContents, RulesFrom, Segment, added
 from store.kinds import KINDS
 from store.log import checked, closed_segment, lines_after, number_of, parse_notifications
-from store.outcomes import MAX_PROBLEMS
 from store.parquet import day_directory, day_of, describe, flush_of
 from store.remake import REMAKE, check_sums, hashed, prove_by_log, remade, why_broken
 from store.rot import QUARANTINE
@@ -99,16 +98,6 @@ class JournalState:
         self.rules = list(checkpoint.rules)
         self.inputs = {state.path: state for state in checkpoint.inputs}
         self.kept = dict(checkpoint.kept)
-
-
-def added(before: InputState | None, step: InputState) -> InputState:
-    """An input's state after a commit whose frame holds `step`: counts are totals there, problems only the new ones."""
-    if before is None or before.sha256 != step.sha256 or before.started_at_us != step.started_at_us:
-        return step
-    problems = (before.answer.problems + step.answer.problems)[:MAX_PROBLEMS]
-    truncated = step.answer.conflict + step.answer.rejected > len(problems)
-    answer = msgspec.structs.replace(step.answer, problems=problems, problems_truncated=truncated)
-    return msgspec.structs.replace(step, answer=answer)
 
 
 def state_of(contents: JournalContents) -> JournalState:

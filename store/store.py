@@ -1,14 +1,13 @@
 """The store: one data directory, owned by one process, with its commit, its snapshots and its flushes.
 
-Two threads write: the committer calls `commit`, the flusher calls `flush_once` and `merge_once`. Readers take
-snapshots and never wait for either. What changes together is one immutable `View`, exchanged in one step.
+Two threads write: the committer, or its writer, calls `commit`; the flusher calls `flush_once` and `merge_once`.
+Readers take snapshots and never wait for either. What changes together is one immutable `View`, exchanged in one step.
 """
 
 from __future__ import annotations
 
 import logging
 import sqlite3
-import sys
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,23 +25,22 @@ from store.errors import CorruptionError, DiskFullError, OncelakeError, Stopping
 from store.files import Disk, Lock, is_disk_full
 from store.flush import PartitionLocks, clear_staging, merge_tier, move_into_place, stage
 from store.fresh import Committed, CommittedRows, runs_beside
-from store.hashing import U64, Hasher
+from store.hashing import Hasher
+from store.head import Commit, Head
 from store.hot import Hot
 from store.identity import Identity, load_identity
-from store.index import Hits
-from store.journal import Checkpoint, Frame, InputState, Journal, Rules, read_journal
+from store.journal import Checkpoint, Frame, Journal, read_journal
 from store.kinds import KINDS
 from store.links import Links
 from store.log import FEEDS, Log, check_committed
 from store.lookup import rows_at
 from store.recovery import LOGS, open_catalog, quarantine_tails, recover_hot, state_of
 from store.rot import known_damage
-from store.runs import I64
 from store.snapshot import SealedFile, Snapshot
 from store.upgrade import upgraded
 from store.view import View
 
-__all__ = ["Commit", "Store", "StoreSettings"]
+__all__ = ["Store", "StoreSettings"]
 
 logger = logging.getLogger("oncelake.store")
 
@@ -62,22 +60,6 @@ class StoreSettings:
     segment_bytes: int = 256 << 20
     retention_us: Mapping[str, int] = field(default_factory=dict)
     compaction: CompactionSettings = field(default_factory=CompactionSettings)
-
-
-@dataclass(frozen=True)
-class Commit:
-    """What one commit writes. The lines are whole; `committed` is None where nothing was accepted."""
-
-    processed_at_us: int
-    committed: Committed | CommittedRows | None = None
-    notifications: bytes | memoryview = b""
-    alerts: bytes | memoryview = b""
-    first_alert_seq: int = 0
-    dead_letters: bytes = b""
-    inputs: tuple[InputState, ...] = ()
-    closed: tuple[str, ...] = ()
-    rules: Rules | None = None
-    kept: Mapping[str, int] = field(default_factory=dict)
 
 
 class Store:
@@ -189,27 +171,11 @@ class Store:
         view = self._view
         if not view.active.fresh and view.active.small_rows < small_rows:
             return view
-        active = view.active.settled()
+        settled = view.settled
         with self._exchange:
             if self._view.active is view.active:
-                self._view = replace(self._view, active=active)
-        return replace(view, active=active)
-
-    def find_ids(self, hi: U64, lo: U64) -> Hits:
-        """Index rows that share a hash with one of these; `hi` must ascend."""
-        return self.settle().find_ids(hi, lo)
-
-    def find_summaries(self, hi: U64, lo: U64) -> tuple[I64, pa.RecordBatch]:
-        """What is known of keys by unit, as (position in the question, row of `SUMMARY_SCHEMA`); `hi` must ascend."""
-        return self.settle().find_summaries(hi, lo)
-
-    def each(self) -> View:
-        """What the committer looks few records up in, one by one: small commits need not be settled for it."""
-        return self.settle(small_rows=sys.maxsize)
-
-    def rows_at(self, days: I64, seqs: I64) -> pa.Table:
-        """The stored rows with these seqs; see `store.lookup`."""
-        return rows_at(self.snapshot(), days, seqs)
+                self._view = replace(self._view, active=settled.active)
+        return settled
 
     def find(self, record_id: str) -> pa.Table | None:
         """The stored record with this recordId (one row, schema `STORED`), or None."""
@@ -222,16 +188,13 @@ class Store:
         return rows if rows.num_rows else None
 
     @property
-    def next_number(self) -> int:
-        """The number that the next commit gets."""
-        return self._journal.number + 1
+    def head(self) -> Head:
+        """What the next commit is planned on, while none is under way."""
+        state = self.state
+        rules = state.rules[-1].rules if state.rules else None
+        return Head(self._journal.number + 1, self.seq, state.processed_at, rules, state.inputs, self.settle)
 
-    @property
-    def rules(self) -> Rules | None:
-        """The alert rules in force; None before the first commit."""
-        return self.state.rules[-1].rules if self.state.rules else None
-
-    # -- committing (one thread)
+    # -- committing (one thread at a time)
 
     def commit(self, commit: Commit) -> None:
         """Make one commit durable and visible: lines, then the journal frame, then memory.

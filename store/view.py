@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import pyarrow as pa
 
@@ -34,6 +35,12 @@ class View:
     index: tuple[Run, ...]
     summaries: tuple[Run, ...]
     rollups: tuple[Rollup, ...]
+
+    @cached_property
+    def settled(self) -> View:
+        """The same with the runs of all commits."""
+        active = self.active.settled()
+        return self if active is self.active else replace(self, active=active)
 
     @property
     def hot_rows(self) -> int:

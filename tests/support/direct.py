@@ -192,7 +192,7 @@ def _counts(store: Store, model: Model) -> dict[tuple[str, str], tuple[int, int]
     wrong = {}
     for key in {(stored.record[3], stored.record[7]) for stored in model.stored}:
         hi, lo = store.hasher.keys(pa.array([key[0]]), pa.array([key[1]]))
-        _, rows = store.find_summaries(hi, lo)
+        _, rows = store.head.find_summaries(hi, lo)
         counted = sum(rows.column("count").to_pylist())
         expected = sum((stored.record[3], stored.record[7]) == key for stored in model.stored)
         if counted != expected:

@@ -217,7 +217,7 @@ def _assert_index(store: Store, rows: pa.Table) -> None:
     hasher: Hasher = store.hasher
     hi, lo = hasher.identify(rows.column("recordId").combine_chunks())
     order = np.lexsort((lo, hi))
-    hits = store.find_ids(hi[order], lo[order])
+    hits = store.head.find_ids(hi[order], lo[order])
     assert sorted(hits.seq.tolist()) == rows.column("seq").to_pylist()
     assert (rows.column("seq").to_numpy()[order][hits.needle] == hits.seq).all()
     if len(hits.seq):
@@ -231,7 +231,7 @@ def _assert_summaries(store: Store, expected: dict[tuple[str, str, str], tuple[A
     columns = [pa.array([key[at] for key in keys]) for at in range(2)]
     hi, lo = store.hasher.keys(*columns)
     order = np.lexsort((lo, hi))
-    needles, rows = store.find_summaries(hi[order], lo[order])
+    needles, rows = store.head.find_summaries(hi[order], lo[order])
     found: dict[tuple[str, str, str], tuple[Any, ...]] = {}
     values = zip(*(rows.column(name).to_pylist() for name in rows.schema.names[2:]), strict=True)
     for needle, (unit, count, positive, negative, first, last, last_seq) in zip(needles.tolist(), values, strict=True):
