@@ -78,8 +78,8 @@ crash: setup servers ## the long fault campaigns, hours (make crash SEED=7; one 
 	@echo "again with: make crash SEED=$(SEED)"
 	ONCELAKE_TEST_SEED=$(SEED) ONCELAKE_TEST_STATES=1000000 ONCELAKE_TEST_FAILPOINTS=1 ONCELAKE_TEST_KILLS=3334 \
 	ONCELAKE_TEST_CUTS=2000 ONCELAKE_TEST_FULL=200 ONCELAKE_TEST_ROT=20000 ONCELAKE_TEST_MEND=5000 ONCELAKE_TEST_SWAPS=2000 ONCELAKE_TEST_DAYS=2000 \
-	ONCELAKE_TEST_OUTSIDE=100000 \
-		$(BIN)/python -m pytest --numprocesses 2 -rP --show-capture=stdout tests/crash tests/unit/test_compaction.py $(ARGS)
+	ONCELAKE_TEST_OUTSIDE=100000 ONCELAKE_TEST_MEND_EVERY=1 \
+		$(BIN)/python -m pytest --numprocesses 2 -rP --show-capture=stdout tests/crash tests/unit/test_compaction.py tests/unit/test_mend.py $(ARGS)
 
 forwarding: setup servers ## the long campaign of the forwarder: 100,000 notifications to each sink, 200 and 20 kills (an hour)
 	ONCELAKE_TEST_FORWARD=100000 ONCELAKE_TEST_FORWARD_KILLS=200 ONCELAKE_TEST_SERVER_KILLS=20 \

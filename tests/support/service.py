@@ -30,8 +30,8 @@ class Service:
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
 
-    def start(self) -> Service:
-        """Start it and wait for its address line."""
+    def begin(self) -> None:
+        """Start it, and do not wait."""
         log = (self.data.parent / f"{self.data.name}.log").open("ab")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "service.cli", "serve", "--data", str(self.data), "--port", "0", *self._config],
@@ -41,7 +41,11 @@ class Service:
             cwd=Path(__file__).parents[2],
         )
         log.close()
-        assert self._process.stdout is not None
+
+    def start(self) -> Service:
+        """Start it and wait for its address line."""
+        self.begin()
+        assert self._process is not None and self._process.stdout is not None
         line = self._process.stdout.readline().decode()
         found = re.search(r"http://\S+", line)
         if not found:
