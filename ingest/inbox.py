@@ -24,7 +24,7 @@ from watchfiles import watch
 from ingest.committer import Committer
 from ingest.decode import Limits
 from ingest.files import FileSubmission, submit_file
-from ingest.receipts import finish
+from ingest.receipts import move, receipt_of, receipt_path
 from ingest.record import Rules
 from store.errors import StoppingError, TransientError
 from store.files import Disk
@@ -161,27 +161,44 @@ class Inbox:
 
     def _finish(self, states: list[tuple[InputState, os.stat_result | None]]) -> int:
         """Move files, write receipts, sync the directories once, and only then forget the inputs. Returns how many."""
-        directories: set[Path] = set()
-        finished = []
+        moved: dict[Path, InputState] = {}
+        gone = []
         for state, seen in states:
             root = self._settings.root / ("failed" if state.failure else "processed")
             try:
-                target = finish(self._disk, self._inbox, root, state, self._now_us(), seen)
+                moved[move(self._disk, self._inbox, root, state, seen)] = state
             except FileNotFoundError:
                 logger.warning("%s was taken out of the inbox before its receipt was written", state.path)
+                gone.append(state)
             except OSError as error:
                 self._waits(state.path, error)
-                continue
-            else:
-                directories |= {target.parent, (self._inbox / state.path).parent}
-            finished.append(state.path)
-            logger.info("%s: %d accepted of %d", state.path, state.answer.accepted, state.answer.received)
+        self._write_receipts(moved)
+        directories = {path.parent for path in moved} | {(self._inbox / state.path).parent for state in moved.values()}
         for directory in directories:
             if directory.is_dir():
                 self._disk.sync_directory(directory)
-        for path in finished:
-            self._committer.close_input(path)
+        finished = [*gone, *moved.values()]
+        for state in finished:
+            self._committer.close_input(state.path)
+            logger.info("%s: %d accepted of %d", state.path, state.answer.accepted, state.answer.received)
         return len(finished)
+
+    def _write_receipts(self, moved: dict[Path, InputState]) -> None:
+        """Of the files at these places; one whose receipt cannot be written waits, and is taken out of `moved`."""
+        now_us = self._now_us()
+        receipts = {
+            receipt_path(target): (target, receipt_of(state, now_us))
+            for target, state in moved.items()
+            if not receipt_path(target).exists()
+        }
+        try:
+            self._disk.replace_all({path: receipt for path, (_, receipt) in receipts.items()})
+        except OSError:
+            for path, (target, receipt) in receipts.items():
+                try:
+                    self._disk.replace_all({path: receipt})
+                except OSError as error:
+                    self._waits(moved.pop(target).path, error)
 
     def _ready(self) -> tuple[list[Path], int]:
         """The files that can be taken, oldest first, and how many there are in all."""

@@ -1,4 +1,4 @@
-"""Where a file goes when it is done, and the receipt beside it. The receipt comes last."""
+"""Where a file goes when it is done, and the receipt that comes beside it, last of all."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import msgspec
 from store.files import Disk
 from store.journal import InputState
 
-__all__ = ["RECEIPT_SUFFIX", "finish", "receipt_of", "sha256_of"]
+__all__ = ["RECEIPT_SUFFIX", "move", "receipt_of", "receipt_path", "sha256_of"]
 
 RECEIPT_SUFFIX = ".receipt.json"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -52,10 +52,8 @@ def receipt_of(state: InputState, finished_at_us: int) -> bytes:
     return msgspec.json.format(msgspec.json.encode(members), indent=2) + b"\n"
 
 
-def finish(
-    disk: Disk, inbox: Path, target_root: Path, state: InputState, finished_at_us: int, seen: os.stat_result | None
-) -> Path:
-    """Move a finished file out of the inbox and write its receipt; done again after a crash it goes on.
+def move(disk: Disk, inbox: Path, target_root: Path, state: InputState, seen: os.stat_result | None) -> Path:
+    """Move a finished file out of the inbox, to where its receipt belongs; done again after a crash it goes on.
 
     `seen` is what the file was when it was read; without it (after a crash) its content is compared. Another file
     that has come under the same name meanwhile stays where it is: `FileNotFoundError`, as if it had been taken away.
@@ -81,8 +79,6 @@ def finish(
     elif os.path.lexists(source) and source.samefile(target):
         disk.remove(source)  # a crash between the link and the unlink of the move
     assert target is not None
-    if not receipt_path(target).exists():
-        disk.replace(receipt_path(target), receipt_of(state, finished_at_us), sync_name=False)
     return target
 
 

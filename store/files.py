@@ -14,7 +14,7 @@ import errno
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -117,21 +117,26 @@ class Disk:
         finally:
             os.close(handle)
 
-    def replace(self, path: Path, data: Buffer, *, sync_name: bool = True) -> None:
-        """Put these bytes in place of a file: a reader sees the old ones or the new ones, also after a crash.
+    def replace(self, path: Path, data: Buffer) -> None:
+        """Put these bytes in place of a file: a reader sees the old ones or the new ones, also after a crash."""
+        self.replace_all({path: data})
+        self.sync_directory(path.parent)
 
-        Which of them a power cut leaves is open until the directory is synced, here or by the caller.
+    def replace_all(self, contents: Mapping[Path, Buffer]) -> None:
+        """`replace` of several files, whose bytes are synced side by side. Their directories are the caller's to sync.
+
+        On an error some of them may be replaced.
         """
-        staged = path.with_name(f".{path.name}.tmp")
+        staged = {path: path.with_name(f".{path.name}.tmp") for path in contents}
         try:
-            self.write(staged, data)
-            self.rename(staged, path)
+            overlapped(lambda path: self.write(staged[path], contents[path]), list(contents))
+            for path, source in staged.items():
+                self.rename(source, path)
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(staged)
+            for source in staged.values():
+                with contextlib.suppress(OSError):
+                    os.unlink(source)
             raise
-        if sync_name:
-            self.sync_directory(path.parent)
 
     def rename(self, source: Path, target: Path) -> None:
         """Rename over whatever is at `target`. Durable once the directories are synced."""

@@ -121,7 +121,7 @@ def journal_before_lines(patch: pytest.MonkeyPatch) -> None:
 def rename_before_sync(patch: pytest.MonkeyPatch) -> None:
     """A file is renamed into place before its bytes are synced."""
 
-    def replace(disk: Disk, path: Path, data: bytes, *, sync_name: bool = True) -> None:
+    def replace(disk: Disk, path: Path, data: bytes) -> None:
         staged = path.with_name(f".{path.name}.tmp")
         disk.write(staged, data, sync=False)
         disk.rename(staged, path)

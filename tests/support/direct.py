@@ -35,7 +35,7 @@ class Direct(Committer):
     held = False
 
     def __init__(self, store: Store, settings: CommitterSettings | None = None, **options: Any) -> None:
-        super().__init__(store, Rules("10000"), settings, **options)
+        super().__init__(store, Rules("10000"), settings or CommitterSettings(ahead_rows=1), **options)
 
     def submit(self, batch: Batch) -> Future[Result]:
         future = super().submit(batch)

@@ -52,7 +52,7 @@ class Lake:
     def open(self) -> None:
         """Open the data directory, recovering what is there."""
         self.store = Store(self._settings, disk=self._disk)
-        self.committer = Committer(self.store, self._rules, CommitterSettings(commit_rows=40))
+        self.committer = Committer(self.store, self._rules, CommitterSettings(commit_rows=40, ahead_rows=1))
         self.committer.start()
         self.intake = Intake(self.committer, RecordRules(), self._limits)
         self.inbox = Inbox(
