@@ -244,6 +244,8 @@ def _check_files(root: Path, files: list[FileRow]) -> None:
     extra = sorted(on_disk - {row.name for row in files})
     if missing and sum(row.rows for row in missing) != sum(_rows_in(root / name) for name in extra):
         raise CorruptionError(f"{root / missing[0].name} is missing ({len(missing)} Parquet files are): {MEND}")
+    for name in extra:
+        flush_of(root / name)  # a file of somebody else is refused before anything is given up for it
     if extra:
         raise CatalogDamagedError(f"{extra[0]} is not in it ({len(extra)} such files)")
 

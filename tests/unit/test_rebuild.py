@@ -229,6 +229,21 @@ def test_a_lost_catalog_is_made_anew_and_proven(root: Path, caplog: pytest.LogCa
     assert "taken as they are" not in caplog.text
 
 
+def test_a_file_of_somebody_else_costs_nothing(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A start is refused with its name, and goes on with the catalog as it was once the file is gone."""
+    stray = root / "records" / "mine.parquet"
+    pq.write_table(pa.table({"seq": [1]}), stray)
+    before = (root / "internal/catalog.sqlite").read_bytes()
+    with pytest.raises(CorruptionError, match=r"mine\.parquet was not written by oncelake: move it out"):
+        Lake(root)
+    assert (root / "internal/catalog.sqlite").read_bytes() == before
+    stray.unlink()
+    caplog.clear()
+    lake = Lake(root)
+    assert "anew" not in caplog.text and lake.store.seq == 107
+    lake.close()
+
+
 def test_pages_stay_small() -> None:
     """What is read at once is less than a page of a run."""
     assert remake._ROWS < PAGE_ROWS
