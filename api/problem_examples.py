@@ -91,7 +91,10 @@ PROBLEM_EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
         "a shorter time or fewer destinations",
         {},
     ),
-    "queue_full": ("too many batches wait to be committed: try again in a second", {}),
+    "queue_full": (
+        "too many batches wait to be committed (ingest.queue_batches, ingest.queue_records): try again in a second",
+        {},
+    ),
     "headers_too_large": ("the head of a request may have 65536 bytes (api.max_header_bytes)", {}),
     "internal": ("the service failed to answer; what went wrong is in its log", {}),
     "corruption": ("stored data is damaged: the operator finds it in the log", {}),

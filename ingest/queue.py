@@ -113,7 +113,10 @@ class Queue:
                 len(self._requests) >= bounds.queue_batches
                 or (self._requests and self._request_rows + job.rows > bounds.queue_rows)
             ):
-                raise QueueFullError("too many batches wait to be committed: try again in a second")
+                raise QueueFullError(
+                    "too many batches wait to be committed (ingest.queue_batches, ingest.queue_records): "
+                    "try again in a second"
+                )
             job.pieces.extend(pieces())
             (self._files if job.bulk else self._requests).append(job)
             self._request_rows += 0 if job.bulk else job.rows
