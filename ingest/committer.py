@@ -210,8 +210,10 @@ class Committer:
     def _give_up(self, jobs: list[Job], error: BaseException) -> None:
         """Nobody may wait for a committer that has failed."""
         self._store.failure = self._store.failure or error
-        left = [job for job in (*jobs, *self._queue.drain()) if not job.future.done()]
-        self._refuse(left, StoppingError(f"the committer failed ({error}): its last outcome is known after a restart"))
+        told = StoppingError(f"the committer failed ({error}): its last outcome is known after a restart")
+        for job in (*jobs, *self._queue.drain()):  # one of which more was to be committed is in both
+            if not job.future.done():
+                job.future.set_exception(told)
 
     def _run(self) -> None:
         try:
@@ -271,6 +273,8 @@ class Committer:
         flight = self._flight
         head = flight.head if flight else store.head
         following = self._following(jobs, head.inputs)
+        if not (following or closed or floors):
+            return False
         parts = [Part(job.batch, _next_pieces(job, settings.commit_rows)) for job in following]
         group = _Group(following, parts, closed, floors, time.perf_counter())
         try:
@@ -289,15 +293,24 @@ class Committer:
             else:
                 self._refuse(following, error)
             return False
-        if flight and (not self._land() or store.head.next_number != head.next_number):
-            group.give_back()
-            return self._commit(following, closed)
-        is_of_files = all(job.bulk for job in following) and not (closed or floors or plan.commit.rules)
-        if not is_of_files or sum(part.received for part in parts) < settings.ahead_rows:
+        if flight and (not self._land() or (self._queue.has_requests and any(job.bulk for job in following))):
+            group.give_back()  # it would not follow what is committed, or a request wait for it
+            self._queue.put_back(following)
+            return True
+        if not self._may_be_ahead(group, plan):
             return self._write(group, plan)
-        head = store.head.after(plan.commit)
-        self._flight = _Flight(self._writing.submit(self._write_ahead, group, plan), head, time.monotonic())
+        after = store.head.after(plan.commit)
+        self._flight = _Flight(self._writing.submit(self._write_ahead, group, plan), after, time.monotonic())
         return True
+
+    def _may_be_ahead(self, group: _Group, plan: Plan) -> bool:
+        """Whether the next commit is planned while this one is written: it is large, of files, and no request waits."""
+        return (
+            sum(part.received for part in group.parts) >= self._settings.ahead_rows
+            and all(job.bulk for job in group.jobs)
+            and not (group.closed or group.floors or plan.commit.rules)
+            and not self._queue.are_requests_expected
+        )
 
     def _planned(self, group: _Group, head: Head) -> Plan:
         what = decided(group.parts, self._store.hasher, head)
@@ -312,9 +325,14 @@ class Committer:
         )
 
     def _land(self) -> bool:
-        """Wait for the commit that is being written, if there is one. Whether there was one, and it happened."""
+        """Wait for the commit that is being written. Whether there was one, and it has left the head that it was to.
+
+        It has not where it did not happen, or the journal was folded with it.
+        """
         flight, self._flight = self._flight, None
-        return flight is not None and flight.happened.result()
+        return (
+            flight is not None and flight.happened.result() and self._store.head.next_number == flight.head.next_number
+        )
 
     def _write_ahead(self, group: _Group, plan: Plan) -> bool:
         try:
@@ -335,7 +353,7 @@ class Committer:
             return False
         for path in group.closed:
             self._closed.pop(path, None)
-        if self._floors is group.floors:
+        if group.floors and self._floors is group.floors:
             self._floors = {}
         again = []
         for job, result in zip(group.jobs, plan.results, strict=True):

@@ -87,6 +87,16 @@ class Queue:
         """Whether nothing more is taken in, so that nothing may wait for room."""
         return self._is_closed or self._has_failed()
 
+    @property
+    def has_requests(self) -> bool:
+        """Whether a request waits."""
+        return bool(self._requests)
+
+    @property
+    def are_requests_expected(self) -> bool:
+        """Whether one waits, or was taken so lately that the next is expected."""
+        return self.has_requests or time.monotonic() - self._requested < _REQUESTS_GO_ON_S
+
     def close(self) -> None:
         """Take nothing more in."""
         with self._wakeup:
@@ -124,10 +134,11 @@ class Queue:
                 self._wakeup.notify_all()
 
     def put_back(self, jobs: list[Job]) -> None:
-        """Jobs of which more is to be committed, at the front and in their order."""
+        """Jobs of which more, or all, is to be committed, at the front and in their order."""
         with self._wakeup:
             for job in reversed(jobs):
-                job.rows = sum(piece.chunk.received for piece in job.pieces)
+                if job.pieces:
+                    job.rows = sum(piece.chunk.received for piece in job.pieces)
                 (self._files if job.bulk else self._requests).appendleft(job)
                 self._request_rows += 0 if job.bulk else job.rows
 
@@ -163,8 +174,7 @@ class Queue:
         return jobs
 
     def _next_files(self) -> list[Job]:
-        is_short = time.monotonic() - self._requested < _REQUESTS_GO_ON_S
-        limit = min(_SHORT_ROWS, self._bounds.commit_rows) if is_short else self._bounds.commit_rows
+        limit = min(_SHORT_ROWS, self._bounds.commit_rows) if self.are_requests_expected else self._bounds.commit_rows
         jobs: list[Job] = []
         rows = 0
         while self._are_files_ready() and rows < limit and (not rows or rows + self._files[0].rows <= limit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -66,18 +67,21 @@ class Head:
         return rows_at(self.settle(1).snapshot(), days, seqs)
 
     def after(self, commit: Commit) -> Head:
-        """The head once a commit that closes no file is durable, in its own memory: the store may go on meanwhile."""
+        """The head once a large commit of files is durable, in its own memory: the store may go on meanwhile."""
         assert not commit.closed
+        assert commit.rules is None
+        assert not isinstance(commit.committed, CommittedRows)
         view = self.settle(1)
         if commit.committed is not None:
             seq = self.seq + commit.committed.count
             view = replace(view, seq=seq, active=view.active.added(commit.committed))
         inputs = {**self.inputs, **{step.path: added(self.inputs.get(step.path), step) for step in commit.inputs}}
+        settled = functools.cache(view.settled)
         return Head(
             next_number=self.next_number + 1,
             seq=view.seq,
             processed_at_us=commit.processed_at_us,
-            rules=commit.rules or self.rules,
+            rules=self.rules,
             inputs=inputs,
-            settle=lambda rows: view.settled,
+            settle=lambda rows: settled(),
         )

@@ -171,7 +171,7 @@ class Store:
         view = self._view
         if not view.active.fresh and view.active.small_rows < small_rows:
             return view
-        settled = view.settled
+        settled = view.settled()
         with self._exchange:
             if self._view.active is view.active:
                 self._view = replace(self._view, active=settled.active)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import pyarrow as pa
 
@@ -36,7 +35,6 @@ class View:
     summaries: tuple[Run, ...]
     rollups: tuple[Rollup, ...]
 
-    @cached_property
     def settled(self) -> View:
         """The same with the runs of all commits."""
         active = self.active.settled()

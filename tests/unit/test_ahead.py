@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import random
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
@@ -211,6 +213,50 @@ def test_requests_and_finished_files_come_after_the_commit_that_is_written(ahead
     ahead.drain()
     assert posted.result(0).duplicate_seq == 2
     assert atomic.result(0).answer.first_seq == 4
+
+
+def test_a_request_does_not_wait_for_what_is_planned_only(ahead: Ahead) -> None:
+    """The plan is put back, and large commits are not made ahead while requests come."""
+    files = ahead.send("a", records_of(*range(1, 19)))
+    running = background(ahead.drain)
+    planned_so_many(ahead, 2)
+    posted = ahead.submit(single(record_of(100)))
+    ahead.gate.set()
+    running.join()
+    assert posted.result(0).answer.first_seq == PIECE + 1
+    assert [future.result(0).answer.first_seq for future in files] == [1, PIECE + 2, 2 * PIECE + 2]
+    assert ahead._flight is None
+    model = Model()
+    for records in (records_of(*range(1, 7)), records_of(100), records_of(*range(7, 19))):
+        model.take(records)
+    assert_holds(ahead.store, model)
+
+
+def test_what_is_known_of_a_file_of_duplicates_is_not_kept_for_long(ahead: Ahead) -> None:
+    """The views that commits are planned on go with them: they hold all hot rows."""
+    ahead.send("a", records_of(*range(1, 7)))
+    ahead.go()
+    view = weakref.ref(ahead.store._view)
+    ahead.send("b", records_of(*range(1, 7)))
+    ahead.send("c", records_of(*range(1, 7)))
+    gc.collect()
+    gc.disable()
+    try:
+        ahead.go()
+        ahead.plans.clear()
+        ahead.store.flush_once()
+        assert view() is None
+    finally:
+        gc.enable()
+
+
+def test_pieces_that_follow_nothing_make_no_commit(ahead: Ahead) -> None:
+    """They are refused, and no frame is written for them."""
+    ahead.send("a", records_of(*range(1, 19)))
+    ahead.fails = [DiskFullError("no room")]
+    number = ahead.store.head.next_number
+    ahead.go()
+    assert ahead.store.head.next_number == number
 
 
 def test_a_commit_that_is_written_counts_as_busy(ahead: Ahead) -> None:
