@@ -17,7 +17,7 @@ from typing import Any
 
 __all__ = ["Line", "Others", "Skip", "alternate", "code", "figure", "machine", "markdown", "say", "spread"]
 
-_PACKAGES = ("duckdb", "litestar", "msgspec", "numpy", "polars", "pyarrow", "uvicorn", "uvloop")
+_PACKAGES = ("duckdb", "litestar", "msgspec", "numpy", "pyarrow", "uvicorn", "uvloop")
 
 
 class Skip(Exception):  # noqa: N818  (not an error: the row cannot run here, and says why)

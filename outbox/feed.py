@@ -3,7 +3,7 @@
 Works inside the service and in another process. A place in a segment is found by bisection, so that reading on costs
 the same however large the feed is. Lines above the committed seq are never given out: after a crash they may change.
 
-What makes lines again is imported where that is needed: it brings DuckDB, pyarrow and polars along, which are most of
+What makes lines again is imported where that is needed: it brings DuckDB, pyarrow and NumPy along, which are most of
 the start and of the memory of `oncelake forward`, and as a rule there are segments to read.
 """
 

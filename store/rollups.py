@@ -10,14 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from store.codes import changes, folded, numbers, ranks
 from store.runs import TIER_RUNS
 from store.schema import SCALE
-from store.sums import from_limbs, group_sums, limbs
+from store.sums import I64, from_limbs, group_sums, limbs
 
 __all__ = [
     "HOUR_US",
@@ -33,12 +32,10 @@ __all__ = [
 
 HOUR_US = 3_600_000_000
 _PAGE_ROWS = 1 << 17
-_MERGED_ROWS = 1 << 19
+_MERGED_ROWS = 1 << 18
 """Rows that are added up at once, unless a single hour has more."""
 
 _DECIMAL = pa.decimal128(38, SCALE)
-_KEYS = ("hour", "destinationId", "unit")
-_SUMS = ("positives", "negatives", "positive", "negative")
 
 ROLLUP_SCHEMA = pa.schema(
     [
@@ -92,21 +89,13 @@ def map_rollup(path: Path, name: str, min_seq: int, max_seq: int) -> Rollup:
 def of_records(tables: Sequence[pa.Table]) -> pa.Table:
     """The rows (`ROLLUP_SCHEMA`) of stored records."""
     records = pa.concat_tables([table.select(["time", "destinationId", "unit", "type", "value"]) for table in tables])
-    hours, first = numbers(records.column("time").cast(pa.int64()).to_numpy() // HOUR_US)
-    (destinations, count), names = ranks(records.column("destinationId"))
-    units, unit_names = ranks(records.column("unit"))
-    key = folded(hours, (destinations, count), units)
-    order = np.argsort(key)
-    starts = changes(key[order])
-    head = order[starts]
+    order, starts, keys = _grouped(records.column("time").cast(pa.int64()).to_numpy() // HOUR_US, records)
     values = limbs(records.column("value").combine_chunks().take(pa.array(order)))
     is_positive = pc.equal(records.column("type").combine_chunks(), "positive").to_numpy(zero_copy_only=False)[order]
     positives = np.add.reduceat(is_positive.astype(np.int64), starts) if len(starts) else starts
     return pa.table(
         [
-            hours[0][head] + first,
-            names.take(pa.array(destinations[head])),
-            unit_names.take(pa.array(units[0][head])),
+            *keys,
             positives,
             np.diff(np.append(starts, len(order))) - positives,
             from_limbs(group_sums(np.where(is_positive[:, None], values, 0), starts)),
@@ -114,6 +103,28 @@ def of_records(tables: Sequence[pa.Table]) -> pa.Table:
         ],
         schema=ROLLUP_SCHEMA,
     )
+
+
+def _grouped(hour: I64, rows: pa.Table) -> tuple[I64, I64, list[pa.Array]]:
+    """The order by hour, destinationId and unit, where each group begins in it, and the three of each group."""
+    hours, first = numbers(hour)
+    (destinations, count), names = ranks(rows.column("destinationId"))
+    units, unit_names = ranks(rows.column("unit"))
+    key = folded(hours, (destinations, count), units)
+    order = np.argsort(key)
+    starts = changes(key[order])
+    head = order[starts]
+    places = pa.array(destinations[head]), pa.array(units[0][head])
+    return order, starts, [pa.array(hours[0][head] + first), names.take(places[0]), unit_names.take(places[1])]
+
+
+def _added_up(rows: pa.Table) -> pa.Table:
+    """Rows of rollups, those of the same hour, destinationId and unit added up. `OverflowError` beyond 38 digits."""
+    order, starts, keys = _grouped(rows.column("hour").to_numpy(), rows)
+    columns = [column.combine_chunks().take(pa.array(order)) for column in rows.columns[len(keys) :]]
+    counts = [np.add.reduceat(column.to_numpy(), starts) for column in columns[:2]]
+    sums = [from_limbs(group_sums(limbs(column), starts)) for column in columns[2:]]
+    return pa.table([*keys, *counts, *sums], schema=ROLLUP_SCHEMA)
 
 
 def merged(rollups: Sequence[Rollup]) -> Iterator[pa.RecordBatch]:
@@ -124,9 +135,7 @@ def merged(rollups: Sequence[Rollup]) -> Iterator[pa.RecordBatch]:
         after = _hours_at_once(rollups, begin, end)
         pieces = [piece for rollup in rollups for piece in rollup.between(begin, after)]
         if pieces:
-            frame = pl.from_arrow(pa.Table.from_batches(pieces, ROLLUP_SCHEMA))
-            assert isinstance(frame, pl.DataFrame)
-            yield from pages(_table(frame.lazy().group_by(*_KEYS).agg(pl.col(name).sum() for name in _SUMS)))
+            yield from pages(_added_up(pa.Table.from_batches(pieces, ROLLUP_SCHEMA)))
         begin = after
 
 
@@ -146,10 +155,6 @@ def _hours_at_once(rollups: Sequence[Rollup], begin: int, end: int) -> int:
         else:
             high = middle - 1
     return low
-
-
-def _table(rows: pl.LazyFrame) -> pa.Table:
-    return rows.sort(*_KEYS).collect().to_arrow().select(ROLLUP_SCHEMA.names).cast(ROLLUP_SCHEMA)
 
 
 def covering(rollups: Sequence[Rollup], seq: int) -> tuple[list[Rollup], int]:

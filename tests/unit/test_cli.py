@@ -22,7 +22,7 @@ from tests.support.forms import rows_in, rows_of_json
 from tests.support.lake import Lake
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("pyarrow", "duckdb", "polars", "litestar", "numpy", "rich", "uvicorn", "msgspec", "zstandard")
+HEAVY = ("pyarrow", "duckdb", "litestar", "numpy", "rich", "uvicorn", "msgspec", "zstandard")
 # Runs the command line, and says on standard error what of the heavy libraries it has brought in.
 PROBE = f"""
 import sys

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 CLIENTS = ("redis", "nats", "aio_pika", "confluent_kafka", "obstore", "urllib3")
-ENGINES = ("duckdb", "pyarrow", "polars", "numpy")
+ENGINES = ("duckdb", "pyarrow", "numpy")
 
 
 def loaded(names: tuple[str, ...], modules: str) -> list[str]:

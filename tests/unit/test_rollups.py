@@ -80,6 +80,15 @@ def test_merged_rollups_are_the_rollup_of_all(lists: list[list[dict[str, Any]]],
     assert table.to_pylist() == expected([row for records in lists for row in records])
 
 
+def test_a_merge_beyond_38_digits_raises() -> None:
+    """Sums of decimals that do not fit are never wrapped."""
+    rows = of_records([stored([record(value=Decimal("1"))])])
+    most = pa.array([Decimal("9" * 29)], ROLLUP_SCHEMA.field("positive").type)
+    full = rows.set_column(rows.schema.get_field_index("positive"), ROLLUP_SCHEMA.field("positive"), most)
+    with pytest.raises(OverflowError, match="does not fit"):
+        list(merged([Rollup(list(pages(full)), "a", 1, 1), Rollup(list(pages(full)), "b", 2, 2)]))
+
+
 def test_hours_between_two_are_found_across_pages() -> None:
     """The pages are looked into, not only chosen."""
     records = [record(time=START_US + hour * HOUR_US) for hour in (0, 0, 1, 3, 3, 7)]
