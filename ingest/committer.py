@@ -20,12 +20,13 @@ from dataclasses import dataclass
 import msgspec
 
 from ingest.batch import Batch, Chunk
+from ingest.group import Group, refuse_astray
 from ingest.plan import Part, Piece, Plan, Result, decided, planned, result_of, summed
 from ingest.prepare import prepared
 from ingest.queue import Job, Queue, QueueBounds
-from store.errors import OncelakeError, QueueFullError, StoppingError, TooLargeError, TransientError
+from store.errors import OncelakeError, QueueFullError, StoppingError, TooLargeError
 from store.head import Head
-from store.journal import InputState, Position, Rules
+from store.journal import InputState, Rules
 from store.outcomes import Answer
 from store.promise import Promise
 from store.store import Store
@@ -67,22 +68,6 @@ class _Flight:
     happened: Future[bool]
     head: Head
     began: float
-
-
-@dataclass(frozen=True)
-class _Group:
-    """The jobs of one commit, what it takes of each, and what it says beside them."""
-
-    jobs: list[Job]
-    parts: list[Part]
-    closed: tuple[str, ...]
-    floors: Mapping[str, int]
-    began: float
-
-    def give_back(self) -> None:
-        """The parts to their jobs: nothing of them is committed."""
-        for job, part in zip(self.jobs, self.parts, strict=True):
-            job.pieces.extendleft(reversed(part.pieces))
 
 
 class Committer:
@@ -272,11 +257,10 @@ class Committer:
         floors = self._floors
         flight = self._flight
         head = flight.head if flight else store.head
-        following = self._following(jobs, head.inputs)
+        following = refuse_astray(jobs, head.inputs)
         if not (following or closed or floors):
             return False
-        parts = [Part(job.batch, _next_pieces(job, settings.commit_rows)) for job in following]
-        group = _Group(following, parts, closed, floors, time.perf_counter())
+        group = Group.of(following, settings.commit_rows, closed, floors)
         try:
             plan = self._planned(group, head)
         except OncelakeError as error:
@@ -303,16 +287,16 @@ class Committer:
         self._flight = _Flight(self._writing.submit(self._write_ahead, group, plan), after, time.monotonic())
         return True
 
-    def _may_be_ahead(self, group: _Group, plan: Plan) -> bool:
+    def _may_be_ahead(self, group: Group, plan: Plan) -> bool:
         """Whether the next commit is planned while this one is written: it is large, of files, and no request waits."""
         return (
-            sum(part.received for part in group.parts) >= self._settings.ahead_rows
+            group.received >= self._settings.ahead_rows
             and all(job.bulk for job in group.jobs)
             and not (group.closed or group.floors or plan.commit.rules)
             and not self._queue.are_requests_expected
         )
 
-    def _planned(self, group: _Group, head: Head) -> Plan:
+    def _planned(self, group: Group, head: Head) -> Plan:
         what = decided(group.parts, self._store.hasher, head)
         return planned(
             group.parts,
@@ -334,14 +318,14 @@ class Committer:
             flight is not None and flight.happened.result() and self._store.head.next_number == flight.head.next_number
         )
 
-    def _write_ahead(self, group: _Group, plan: Plan) -> bool:
+    def _write_ahead(self, group: Group, plan: Plan) -> bool:
         try:
             return self._write(group, plan)
         except BaseException as error:
             self._give_up(group.jobs, error)
             raise
 
-    def _write(self, group: _Group, plan: Plan) -> bool:
+    def _write(self, group: Group, plan: Plan) -> bool:
         """Make a commit, and answer. False where it did not happen, and the jobs have their errors."""
         store = self._store
         try:
@@ -370,36 +354,9 @@ class Committer:
         self._on_commit()
         return True
 
-    def _following(self, jobs: list[Job], inputs: Mapping[str, InputState]) -> list[Job]:
-        """The jobs without pieces of files that do not follow what is committed: one before them has failed."""
-        ends: dict[str, Position] = {}
-        kept = []
-        for job in jobs:
-            step = job.batch.step
-            if step is not None:
-                state = inputs.get(step.path)
-                is_same = state is not None and (state.sha256, state.started_at_us) == (step.sha256, step.started_at_us)
-                expected = ends.get(step.path, state.position if state is not None and is_same else Position())
-                if step.begin != expected:
-                    job.future.set_exception(TransientError(f"{step.path}: a piece before this one was not committed"))
-                    continue
-                ends[step.path] = step.end
-            kept.append(job)
-        return kept
-
     def _refuse(self, jobs: list[Job], error: Exception) -> None:
         for job in jobs:
             job.future.set_exception(error)
-
-
-def _next_pieces(job: Job, rows: int) -> tuple[Piece, ...]:
-    """Take pieces of a job up to a number of rows, at least one; all of an atomic one."""
-    taken: list[Piece] = []
-    count = 0
-    while job.pieces and (job.batch.atomic or not taken or count + job.pieces[0].chunk.received <= rows):
-        taken.append(job.pieces.popleft())
-        count += taken[-1].chunk.received
-    return tuple(taken)
 
 
 def _without_seqs(answer: Answer, newest: int) -> Answer:
