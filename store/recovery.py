@@ -279,7 +279,7 @@ def _made_anew(disk: Disk, root: Path, hasher: Hasher, catalog: Catalog, content
         if first != flushed + 1 or sum(row.rows for row in rows) != last - first + 1:
             raise CorruptionError(
                 f"the Parquet files hold seqs 1 to {flushed} and {first} to {last}: between them, or among them, "
-                "records are missing. Restore records/ from a backup."
+                f"records are missing: {MEND}"
             )
         flushed = last
         files.extend(rows)
