@@ -68,6 +68,6 @@ class Compactor:
                 logger.warning("%s; it is tried again", error)
             except Exception as error:
                 self.problem = f"the compaction failed: {error}"
-                self._store.failure = error if isinstance(error, OSError) else OSError(str(error))
+                self._store.failure = self._store.failure or error
                 logger.critical("the compaction failed, the service must be started again", exc_info=True)
                 return

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from store.codes import changed
 from store.hashing import U64
 from store.index import Hits
 from store.schema import CANONICAL_FIELDS
@@ -70,17 +71,11 @@ def decide(rows: pa.Table, hi: U64, lo: U64, fp: U64, known: Known, first_seq: i
 def grouped(hi: U64, lo: U64) -> tuple[I64, I64]:
     """The rows grouped by hash, each group in order of arrival, and where each group begins; `hi` ascends."""
     order = np.argsort(hi, kind="stable")
-    new = _changes(hi[order])
-    if (_changes(lo[order]) & ~new).any():  # two hashes share their upper half
+    new = changed(hi[order])
+    if (changed(lo[order]) & ~new).any():  # two hashes share their upper half
         order = np.lexsort((lo, hi))
-        new = _changes(hi[order]) | _changes(lo[order])
+        new = changed(hi[order]) | changed(lo[order])
     return order, np.flatnonzero(new)
-
-
-def _changes(values: U64) -> npt.NDArray[np.bool_]:
-    changes = np.ones(len(values), dtype=bool)
-    changes[1:] = values[1:] != values[:-1]
-    return changes
 
 
 def _repeats(

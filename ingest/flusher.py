@@ -108,7 +108,7 @@ class Flusher:
                     self._wakeup.set()
             except Exception as error:
                 self.problem = f"the flush failed: {error}"
-                self._store.failure = error if isinstance(error, OSError) else OSError(str(error))
+                self._store.failure = self._store.failure or error
                 logger.critical("the flush failed, the service must be started again", exc_info=True)
                 return
             else:

@@ -42,48 +42,52 @@ class Scrubber:
         if self._thread.is_alive():
             self._thread.join()
 
-    def check_runs(self, pace: Pace) -> None:
-        """Read all runs. A damaged one ends the service: the next start makes it anew."""
+    def check_runs(self, pace: Pace) -> OSError | None:
+        """Read all runs. A damaged one ends the service: the next start makes it anew. Why one could not be read."""
+        unread: OSError | None = None
         for row in self._store.run_rows:
-            error = condemned(self._store.disk, self._store.root, row, pace)
+            try:
+                error = condemned(self._store.disk, self._store.root, row, pace)
+            except OSError as found:
+                unread = found
+                continue
             if error is not None:
                 self._fail(error)
-                return
+                break
+        return unread
 
-    def check_files(self, pace: Pace) -> None:
-        """Read all Parquet files. A damaged one is remembered, and shown in the health."""
+    def check_files(self, pace: Pace) -> OSError | None:
+        """Read all Parquet files. A damaged one is remembered, and shown in the health. Why one could not be read."""
+        unread: OSError | None = None
         for file in self._store.files:
             if pace.is_over:
-                return
+                break
             try:
                 prove(file, pace)
             except FileNotFoundError:
                 continue  # compacted meanwhile
+            except OSError as found:
+                unread = found
+        return unread
 
     def run_once(self) -> None:
         """One pass, at the pace that ends it with the interval."""
         size = sum(row.bytes for row in self._store.run_rows) + sum(file.bytes for file in self._store.files)
         pace = Pace(max(size / self._interval_s, 1.0), self._stopping)
-        self.check_runs(pace)
-        self.check_files(pace)
+        unread = [self.check_runs(pace), self.check_files(pace)]
         self.passes += 1
+        self._tell(next(filter(None, unread), None))
 
     def _fail(self, error: CorruptionError) -> None:
         logger.critical("%s", error)
         self._store.failure = self._store.failure or error
 
     def _run(self) -> None:
-        try:
-            self.check_runs(Pace(stopping=self._stopping))
-        except OSError as error:
-            self._tell(error)
+        self._tell(self.check_runs(Pace(stopping=self._stopping)))
         while not self._stopping.wait(_REST_S):
-            try:
-                self.run_once()
-                self.problem = None
-            except OSError as error:
-                self._tell(error)
+            self.run_once()
 
-    def _tell(self, error: OSError) -> None:
-        self.problem = f"the scrub cannot read: {error}"
-        logger.warning("%s", self.problem)
+    def _tell(self, unread: OSError | None) -> None:
+        self.problem = None if unread is None else f"the scrub cannot read: {unread}"
+        if unread is not None:
+            logger.warning("%s", self.problem)

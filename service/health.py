@@ -41,7 +41,7 @@ def health_of(lake: Lake) -> dict[str, dict[str, object]]:
 
 def _problem_of_store(lake: Lake) -> str | None:
     store, committer, flusher = lake.store, lake.committer, lake.flusher
-    known = store.failure or flusher.problem or store.damage or lake.scrubber.problem
+    known = store.failure or flusher.problem or lake.compactor.problem or store.damage or lake.scrubber.problem
     if known is not None:
         return str(known)
     if not (committer.alive and flusher.alive):

@@ -5,13 +5,16 @@ Sorting one column of int64 takes a tenth of the time of sorting by several colu
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from store.sums import I64
 
-__all__ = ["Codes", "changes", "folded", "numbers", "ranks"]
+__all__ = ["Codes", "changed", "changes", "folded", "numbers", "ranks"]
 
 Codes = tuple[I64, int]
 """Numbers from 0 on, one for each row, and a number above all of them."""
@@ -54,4 +57,11 @@ def folded(*columns: Codes) -> I64:
 
 def changes(values: I64) -> I64:
     """Where in sorted values each group of equal ones begins."""
-    return np.flatnonzero(np.r_[True, values[1:] != values[:-1]]) if len(values) else np.zeros(0, dtype=np.int64)
+    return np.flatnonzero(changed(values))
+
+
+def changed(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Whether each value differs from the one before it; the first one does."""
+    found = np.ones(len(values), dtype=bool)
+    found[1:] = values[1:] != values[:-1]
+    return found

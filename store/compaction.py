@@ -17,7 +17,7 @@ import logging
 import math
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -152,14 +152,13 @@ class Compaction:
                     self._finish(now)
             chosen = self._chosen(now)
             swaps = self._staged(chosen)
-            if swaps:
-                self._swap(swaps, now)
+            done = self._swap(swaps, now) if swaps else 0
         except (OSError, sqlite3.OperationalError) as error:
             self.counters.failures += 1
             if is_disk_full(error):
                 raise DiskFullError(f"no room on the device of {self._root} to compact") from error
             raise
-        return len(swaps)
+        return done
 
     def stop(self) -> None:
         """Give up the merge under way, from another thread; what is exchanged is finished."""
@@ -234,10 +233,7 @@ class Compaction:
         except (CorruptionError, duckdb.Error) as error:
             if "No space left" in str(error):
                 raise OSError(errno.ENOSPC, str(error)) from error
-            self._damaged.update(file.name for file in files)
-            self.counters.failures += 1
-            logger.error("%s is not compacted until the next start: %s", directory, error)
-            self._remove(self._root / staged)
+            self._leave(directory, (file.name for file in files), staged, str(error))
             return None
         return Swap(directory, staged, [file.name for file in files], row)
 
@@ -250,26 +246,47 @@ class Compaction:
                 stack.enter_context(self._locks.of(self._root / directory))
             yield
 
-    def _swap(self, swaps: list[Swap], now: float) -> None:
+    def _swap(self, swaps: list[Swap], now: float) -> int:
+        """Exchange the directories of those that can be; how many these are."""
         with self._locked(swaps):
             try:
-                for swap in swaps:
-                    self._link_kept(swap)
-                overlapped(self._disk.sync_directory, [self._root / swap.staged for swap in swaps])
-                self._catalog.intend_swaps(swaps)
+                linked = [swap for swap in swaps if self._links_kept(swap)]
+                if not linked:
+                    return 0
+                overlapped(self._disk.sync_directory, [self._root / swap.staged for swap in linked])
+                self._catalog.intend_swaps(linked)
             except (OSError, sqlite3.Error):
                 for swap in swaps:
                     self._remove(self._root / swap.staged)
                 raise
-            self._pending = swaps
+            self._pending = linked
             self._finish(now)
+            return len(linked)
 
-    def _link_kept(self, swap: Swap) -> None:
-        """Link what stays beside the merged file: also what a flush has put there and not sealed yet."""
+    def _links_kept(self, swap: Swap) -> bool:
+        """Link what stays beside the merged file: also what a flush has put there and not sealed yet.
+
+        False where something cannot be linked, as a directory of somebody else: the partition is left as it is.
+        """
         gone = {Path(name).name for name in swap.gone}
         for path in sorted((self._root / swap.directory).iterdir()):
-            if path.name not in gone:
+            if path.name in gone:
+                continue
+            try:
                 self._disk.link(path, self._root / swap.staged / path.name)
+            except OSError as error:
+                if is_disk_full(error):
+                    raise
+                self._leave(swap.directory, swap.gone, swap.staged, f"{path} cannot be linked, move it away: {error}")
+                return False
+        return True
+
+    def _leave(self, directory: str, names: Iterable[str], staged: str, why: str) -> None:
+        """A partition whose files are these stays as it is until the next start."""
+        self._damaged.update(names)
+        self.counters.failures += 1
+        logger.error("%s is not compacted until the next start: %s", directory, why)
+        self._remove(self._root / staged)
 
     def _finish(self, now: float) -> None:
         """From the intent on. Done again after a lack of room it goes on where it stopped."""

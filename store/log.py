@@ -107,10 +107,6 @@ class Log:
         assert self._open is not None
         return FileEnd(self._name, self._open.length, self._hasher.hexdigest())
 
-    def ends(self) -> list[FileEnd]:
-        """The open segment, if there is one."""
-        return [self.end()] if self._open is not None else []
-
     def sync(self) -> None:
         """Make the appended lines durable."""
         if self._open is not None:

@@ -6,12 +6,10 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-__all__ = ["MAX_PROBLEMS", "Answer", "FieldError", "Problem", "Reply", "Status"]
+__all__ = ["MAX_PROBLEMS", "Answer", "FieldError", "Problem", "Reply"]
 
 MAX_PROBLEMS = 1_000
 """Problems that one answer lists; all are counted."""
-
-Status = Literal["accepted", "duplicate", "conflict", "rejected"]
 
 
 class FieldError(msgspec.Struct, frozen=True):

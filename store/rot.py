@@ -28,6 +28,7 @@ __all__ = [
     "condemned",
     "copied_to_quarantine",
     "known_damage",
+    "prove",
     "quarantined",
     "sound",
 ]

@@ -7,14 +7,13 @@ of several runs add up. Times are microseconds since the epoch.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from store.codes import changed
 from store.hashing import U64
 from store.hashing_rows import halves
 from store.plain import units_of
@@ -148,21 +147,14 @@ def _groups(rows: pa.RecordBatch) -> tuple[I64, I64]:
     units = rows.column("unit").dictionary_encode()
     unit = units.indices.to_numpy()
     order = np.argsort(hi, kind="stable")
-    new = _changes(hi[order])
-    if (new != (new | _changes(lo[order]) | _changes(unit[order]))).any():
+    new = changed(hi[order])
+    if (new != (new | changed(lo[order]) | changed(unit[order]))).any():
         names = units.dictionary.cast(pa.binary()).to_pylist()
         rank = np.empty(len(names), dtype=np.int64)
         rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
         order = np.lexsort((rank[unit], lo, hi))
-        new = _changes(hi[order]) | _changes(lo[order]) | _changes(unit[order])
+        new = changed(hi[order]) | changed(lo[order]) | changed(unit[order])
     return order, np.flatnonzero(new)
-
-
-def _changes(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Where a value differs from the one before it; the first one does."""
-    changes = np.ones(len(values), dtype=bool)
-    changes[1:] = values[1:] != values[:-1]
-    return changes
 
 
 def find(runs: Sequence[Run], hi: U64, lo: U64) -> tuple[I64, pa.RecordBatch]:

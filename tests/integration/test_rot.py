@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from pathlib import Path
 
 import pytest
 
+import ingest.scrubber
 from ingest.scrubber import Scrubber
 from store import remake
 from store.errors import CorruptionError, DamagedFileError
 from store.files import Disk
 from store.kinds import KINDS
 from store.queries import Filters
-from store.rot import Pace, checksum_at, known_damage
+from store.rot import Pace, checksum_at, known_damage, prove
+from store.snapshot import SealedFile
 from store.verify import verify
 from tests.support.lake import Lake
 from tests.support.service import Service, wait_until
@@ -137,6 +140,28 @@ def test_the_scrub_finds_what_was_proven_before(root: Path) -> None:
     path.write_bytes(whole)
     scrubber.run_once()
     assert known_damage(lake.store.files) is None and lake.aggregate(Filters())["asOf"] == 60
+    lake.close()
+
+
+def test_a_file_that_cannot_be_read_hides_none_behind_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pass goes on and ends, the problem is told until a pass can read all."""
+    lake = Lake(root)
+    first, *_, last = lake.store.files
+    flip(root / last.name, 0.5)
+
+    def unreadable(file: SealedFile, pace: Pace) -> None:
+        if file.name == first.name:
+            raise OSError(errno.EIO, "bad sector", file.name)
+        prove(file, pace)
+
+    scrubber = Scrubber(lake.store, 0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest.scrubber, "prove", unreadable)
+        scrubber.run_once()
+    assert scrubber.passes == 1 and first.name in str(scrubber.problem)
+    assert Path(last.name).name in str(known_damage(lake.store.files))
+    scrubber.run_once()
+    assert scrubber.passes == 2 and scrubber.problem is None
     lake.close()
 
 

@@ -302,6 +302,28 @@ def test_without_room_the_catalog_follows_in_the_next_round(tmp_path: Path) -> N
     lake.store.close()
 
 
+def test_a_directory_of_somebody_else_keeps_its_partition_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It cannot be linked; the other partitions are compacted, and this one after the next start without it."""
+    lake = Compacted(tmp_path / "data", rest_s=0.0)
+    for number in range(8):
+        lake.flush(number, number + 1, time=START_US)
+        lake.flush(100 + number, 101 + number, time=START_US + DAY_US)
+    stray = (tmp_path / "data" / lake.store.files[0].name).parent / ".ipynb_checkpoints"
+    stray.mkdir()
+    assert lake.compact() == 1
+    assert "is not compacted until the next start" in caplog.text and str(stray) in caplog.text
+    assert lake.store.failure is None
+    assert not [path for path in (tmp_path / "data" / COMPACTION).iterdir() if path.name.startswith("date=2024-03-01")]
+    lake.check()
+    stray.rmdir()
+    lake.restart()
+    assert lake.compact() == 1
+    lake.check()
+    lake.store.close()
+
+
 def test_a_file_that_scatters_over_many_days_costs_some_rounds_of_small_merges(tmp_path: Path) -> None:
     """Twice one record in each day: rounds of 64 partitions, each record rewritten once, verify is clean."""
     lake = Compacted(tmp_path / "data", rest_s=0.0)
