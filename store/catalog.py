@@ -124,7 +124,7 @@ class Catalog:
             self._db.execute(f"PRAGMA synchronous = {'FULL' if fsync else 'OFF'}")
             self._db.executescript(_SCHEMA)
             check = self._db.execute("PRAGMA quick_check").fetchone()[0]
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # the other one: of a damaged message of SQLite
             self._db.close()
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _NOT_DAMAGE:
                 raise TransientError(f"{path} cannot be opened now: {error}") from error

@@ -56,10 +56,12 @@ def load_identity(root: Path, disk: Disk | None = None) -> Identity | None:
         version = msgspec.json.decode(raw, type=dict)["format"]
         if version > FORMAT_VERSION:
             raise StoreVersionError(
-                f"{root} has format {version}; this oncelake knows formats up to {FORMAT_VERSION}: install a newer one"
+                f"{path} says format {version}; this oncelake knows formats up to {FORMAT_VERSION}: install a newer "
+                "one, or restore the file from a backup if it never had one"
             )
         identity = msgspec.json.decode(raw, type=Identity)
-        if identity.format > _WITHOUT_SUM and identity.sum != identity.right_sum():
+        has_sum = identity.format > _WITHOUT_SUM or identity.sum
+        if identity.format < 1 or (has_sum and identity.sum != identity.right_sum()):
             raise ValueError("its checksum is not that of its contents")
         return identity
     except (ValueError, msgspec.MsgspecError, KeyError, TypeError) as error:

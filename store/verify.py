@@ -89,11 +89,12 @@ def _hasher(root: Path) -> Hasher:
         identity = json.loads(path.read_bytes())
         if identity["format"] > FORMAT_VERSION:
             raise StoreVersionError(
-                f"{root} has format {identity['format']}; this oncelake knows formats up to {FORMAT_VERSION}"
+                f"{path} says format {identity['format']}; this oncelake knows formats up to {FORMAT_VERSION}"
             )
         bits = identity.get("hashBits", 64)
         told = f"{identity['format']} {identity['storeId']} {identity['seed']} {bits}"
-        if identity["format"] > 1 and identity["sum"] != xxhash.xxh3_64_hexdigest(told.encode()):
+        has_sum = identity["format"] > 1 or identity.get("sum")
+        if identity["format"] < 1 or (has_sum and identity["sum"] != xxhash.xxh3_64_hexdigest(told.encode())):
             raise ValueError("its checksum is not that of its contents")
         return Hasher(bytes.fromhex(identity["seed"]), bits)
     except FileNotFoundError:

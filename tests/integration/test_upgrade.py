@@ -15,7 +15,7 @@ import pytest
 
 from store import upgrade
 from store.backup import back_up
-from store.errors import StoreVersionError
+from store.errors import CorruptionError, StoreVersionError
 from store.files import Disk
 from store.identity import load_identity
 from store.queries import Filters
@@ -129,6 +129,19 @@ def test_an_upgrade_may_end_anywhere(root: Path, told: dict[str, Any]) -> None:
     assert 5 < calls < 99
     assert (root / f"{upgrade.KEPT}-{FORMAT_VERSION}" / "oncelake.json").read_bytes() == before
     assert_serves(root, told)
+
+
+@pytest.mark.parametrize("changed", [("2", "0"), ("2", "1"), ("2", "-1")])
+def test_a_format_that_never_was_is_damage(tmp_path: Path, changed: tuple[str, str]) -> None:
+    """It is named, by a start and by `verify`; an older number would skip the checksum."""
+    lake = Lake(tmp_path / "data")
+    lake.close()
+    path = lake.root / "oncelake.json"
+    path.write_text(path.read_text().replace(f'"format": {changed[0]}', f'"format": {changed[1]}'))
+    with pytest.raises(CorruptionError, match=r"oncelake\.json is damaged"):
+        Lake(lake.root)
+    with pytest.raises(CorruptionError, match=r"oncelake\.json is damaged"):
+        verify(lake.root)
 
 
 def test_a_newer_format_is_refused_and_nothing_is_changed(root: Path) -> None:

@@ -244,6 +244,16 @@ def test_a_file_of_somebody_else_costs_nothing(root: Path, caplog: pytest.LogCap
     lake.close()
 
 
+def test_a_catalog_whose_damage_is_no_text_is_made_anew(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """SQLite tells the damaged schema in its message, which is no UTF-8 then."""
+    path = root / "internal/catalog.sqlite"
+    path.write_bytes(path.read_bytes().replace(b"NULL,", b"NULL\xac"))
+    lake = Lake(root)
+    assert "the catalog is made anew" in caplog.text and lake.store.seq == 107
+    lake.close()
+    assert verify(root).ok
+
+
 def test_pages_stay_small() -> None:
     """What is read at once is less than a page of a run."""
     assert remake._ROWS < PAGE_ROWS
