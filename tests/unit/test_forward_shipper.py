@@ -10,6 +10,7 @@ import pytest
 
 from outbox.forwarder.backoff import delay_s
 from outbox.forwarder.checkpoint import Checkpoint, Desk
+from outbox.forwarder.forwarder import advance
 from outbox.forwarder.sink import Found, Gone, Rejected, Stale, Undelivered
 from store.files import Disk
 from tests.support.forwarding import STORE, Clock, ListSource, PlainSink, drive, line_of, lines_of, shipper
@@ -372,6 +373,85 @@ def test_a_full_disk_does_not_end_a_sink(tmp_path: Path, monkeypatch: pytest.Mon
     drive(ship, 3)
     clock.at += ship.step()
     assert checkpoint_of(tmp_path)["seq"] == 3 and seqs(sink.got) == [1, 2, 3]
+
+
+def out_of_room(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("call", ["bury", "save"])
+def test_a_full_disk_does_not_end_a_sink_that_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """What the dead letters cannot take is not passed over; with room again it is, and once."""
+    sink, clock = PlainSink(), Clock()
+    ship = shipper(tmp_path, ListSource(lines_of(1, 3)), sink=sink, clock=clock, attempts=1)
+    source, ship._source = ship._source, ListSource([])
+    ship.step()  # its first checkpoint
+    ship._source, sink.is_down, clock.at = source, True, clock.at + 1
+    with monkeypatch.context() as patched:
+        patched.setattr(ship.desk, call, out_of_room)
+        for step in range(5):
+            wait = advance(ship)
+            assert wait > 0 and ship.status().state == "retrying" and checkpoint_of(tmp_path)["seq"] == 0
+            assert step or "No space left" in ship.status().problem
+            clock.at += wait
+    drive(ship, 3)
+    letters = (tmp_path / "internal/forward/sink.dead.jsonl").read_bytes().splitlines()
+    assert [json.loads(letter)["seq"] for letter in letters] == [1, 2, 3]
+    clock.at += ship.step()
+    assert checkpoint_of(tmp_path)["seq"] == 3 and sink.got == []
+
+
+@pytest.mark.parametrize("call", ["bury", "save"])
+def test_a_full_disk_does_not_end_a_sink_whose_dead_letter_is_refused_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The letter stays where it is, until it can stand at the end."""
+    sink, clock = PlainSink(), Clock()
+
+    def never(messages: Any) -> None:
+        raise Rejected("no")
+
+    sink.answer = never
+    ship = shipper(tmp_path, ListSource(lines_of(1, 1)), sink=sink, clock=clock, attempts=1)
+    drive(ship, 1)
+    ship.desk.ask_to_retry()
+    clock.at += 1
+    with monkeypatch.context() as patched:
+        patched.setattr(ship.desk, call, out_of_room)
+        for step in range(5):
+            wait = advance(ship)
+            assert wait > 0 and "No space left" in ship.status().problem, step
+            clock.at += wait
+    drive(ship, 1)
+    letters = (tmp_path / "internal/forward/sink.dead.jsonl").read_bytes().splitlines()
+    assert [json.loads(letter)["seq"] for letter in letters] == [1]
+
+
+def test_a_sink_that_is_gone_while_the_disk_is_full_stays_disabled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not asked again, and once there is room a restart knows it too."""
+    sink, clock = PlainSink(), Clock()
+
+    def gone(messages: Any) -> None:
+        raise Gone("410")
+
+    sink.answer = gone
+    source = ListSource([])
+    ship = shipper(tmp_path, source, sink=sink, clock=clock)
+    clock.at += ship.step()
+    source.lines = lines_of(1, 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(ship.desk, "save", out_of_room)
+        for step in range(5):
+            wait = advance(ship)
+            assert wait > 0 and "No space left" in ship.status().problem, step
+            clock.at += wait
+    clock.at += ship.step()
+    assert ship.status().state == "disabled" and checkpoint_of(tmp_path)["disabled"] == "410"
+    assert sink.sizes == [3]
 
 
 @pytest.mark.parametrize(("url", "most"), [("http://127.0.0.1:9/", 1 << 20), ("file:///x", 32 << 20)])
