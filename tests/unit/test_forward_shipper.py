@@ -11,7 +11,7 @@ import pytest
 from outbox.forwarder.backoff import delay_s
 from outbox.forwarder.checkpoint import Checkpoint, Desk
 from outbox.forwarder.forwarder import advance
-from outbox.forwarder.sink import Found, Gone, Rejected, Stale, Undelivered
+from outbox.forwarder.sink import Found, Gone, Message, Rejected, Stale, Undelivered
 from store.files import Disk
 from tests.support.forwarding import STORE, Clock, ListSource, PlainSink, drive, line_of, lines_of, shipper
 
@@ -177,6 +177,37 @@ def test_a_dead_letter_that_is_refused_again_stays_and_holds_up_no_other(tmp_pat
     ship.desk.ask_to_retry()
     drive(ship, 33)
     assert seqs(sink.again)[-2:] == [3, 17] and ship.status().dead_letter_bytes == 0
+
+
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("length", [12, 200_000])
+def test_a_dead_letter_that_a_power_cut_tore_does_not_spoil_the_next(tmp_path: Path, before: int, length: int) -> None:
+    """It is cut off: the letters go out again when they are asked for, and the sink goes on."""
+    sink = PlainSink()
+    desk = Desk(tmp_path, "sink", Disk(fsync=False))
+    desk.folder.mkdir(parents=True)
+    path = tmp_path / "internal/forward/sink.dead.jsonl"
+    desk.bury([Message(*line) for line in lines_of(1, before)], "down")
+    path.write_bytes(path.read_bytes() + b'{"seq":2,"error":"'.ljust(length, b"x"))
+    desk.bury([Message(2, line_of(2))], "down")
+    assert [json.loads(letter)["seq"] for letter in path.read_bytes().splitlines()] == [1, 2][1 - before :]
+    ship = shipper(tmp_path, ListSource(lines_of(1, 4)), sink=sink, start=2)
+    ship.desk.ask_to_retry()
+    drive(ship, 4)
+    assert seqs(sink.again) == [1, 2][1 - before :] and seqs(sink.got) == [3, 4]
+
+
+def test_dead_letters_that_could_not_be_synced_are_not_there_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are taken back, because they are buried anew."""
+    desk = Desk(tmp_path, "sink", Disk(fsync=False))
+    desk.folder.mkdir(parents=True)
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr("store.files.Appender.sync", out_of_room)
+        desk.bury([Message(1, line_of(1))], "down")
+    desk.bury([Message(1, line_of(1))], "down")
+    assert len((tmp_path / "internal/forward/sink.dead.jsonl").read_bytes().splitlines()) == 1
 
 
 def test_without_a_limit_nothing_is_given_up(tmp_path: Path) -> None:
