@@ -150,7 +150,10 @@ class Desk:
 
     def letter_bytes(self) -> int:
         """The size of the dead-letter file, 0 without one."""
-        return self._letters.stat().st_size if self._letters.exists() else 0
+        try:
+            return self._letters.stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def _whole_bytes(self) -> int:
         """The bytes of the dead-letter file up to its last line end."""

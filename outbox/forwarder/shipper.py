@@ -396,16 +396,20 @@ class Shipper:
         return self.shipped >= target and not self._batch and not self.desk.is_asked_to_retry()
 
     def status(self) -> SinkStatus:
-        """What there is to know; from any thread."""
+        """What there is to know; from any thread. A checkpoint that cannot be read is none, and a problem."""
         batch, newest = self._batch, self._source.newest()
         oldest = batch[0].line if batch else self._oldest
-        checkpoint = self._checkpoint or self.desk.load()  # whoever ships for it keeps it there
+        problem = self._problem
+        try:
+            checkpoint = self._checkpoint or self.desk.load()  # whoever ships for it keeps it there
+        except (OncelakeError, OSError) as error:
+            checkpoint, problem = None, problem or str(error)
         seq = checkpoint.seq if checkpoint else 0
         attempts, failures = self._attempts, self._failures
         if self._state == "elsewhere" and checkpoint is not None:
             attempts, failures = checkpoint.attempts, checkpoint.failures
         return SinkStatus(
-            self.table.name, self.table.feed, self.table.kind, self.table.shown_url, self._state, self._problem,
+            self.table.name, self.table.feed, self.table.kind, self.table.shown_url, self._state, problem,
             seq, max(0, newest - seq), age_s(oldest, self._now()), attempts, failures, self._delivered,
             self.desk.letter_bytes(),
         )  # fmt: skip

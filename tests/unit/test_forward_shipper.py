@@ -293,6 +293,23 @@ def test_a_checkpoint_of_another_store_is_refused(tmp_path: Path) -> None:
     assert ship.status().state == "refused" and "another store" in ship.status().problem and sink.got == []
 
 
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_checkpoint_that_cannot_be_read_is_the_problem_of_its_sink(tmp_path: Path, is_folder: bool) -> None:
+    """Before the first step and after it; nothing is sent until it is restored or removed."""
+    sink, clock = PlainSink(), Clock()
+    path = tmp_path / "internal/forward/sink.json"
+    path.parent.mkdir(parents=True)
+    path.mkdir() if is_folder else path.write_bytes(b"garbage")
+    ship = shipper(tmp_path, ListSource(lines_of(1, 3)), sink=sink, clock=clock)
+    for state in ("starting", "retrying", "retrying"):
+        told = ship.status()
+        assert (told.state, told.seq, told.lag_seqs) == (state, 0, 3) and str(path) in told.problem
+        clock.at += advance(ship)
+    path.rmdir() if is_folder else path.unlink()
+    drive(ship, 3)
+    assert seqs(sink.got) == [1, 2, 3] and ship.status().problem == ""
+
+
 def test_a_checkpoint_ahead_of_the_store_is_refused(tmp_path: Path) -> None:
     """A store that was restored from a backup gives the same seqs to other records."""
     sink = PlainSink()
