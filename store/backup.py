@@ -10,6 +10,7 @@ synced, and gets its own name last. The source is only read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sqlite3
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import msgspec
 import xxhash
@@ -44,7 +45,8 @@ _TRIES = 50
 _WAIT_S = 0.05
 _READ_BYTES = 4 << 20
 _SMALL = ("processed/**/*.receipt.json", "failed/**/*.receipt.json")
-_CHECKPOINTS = "internal/forward/*.json"
+_SINKS = Path("internal/forward")
+_CHECKPOINT, _LETTERS = ".json", ".dead.jsonl"
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,9 @@ class _Copy:
 
     def everything(self) -> _Moment:
         """All of it; returns the moment that the copy stands for."""
-        # Checkpoints come first, so that none is ahead of the commits; receipts last: a file may be finished meanwhile.
-        checkpoints = {path: path.read_bytes() for path in self._root.glob(_CHECKPOINTS)}
+        # Sinks come first, so that none is ahead of the commits; receipts last: a file may be finished meanwhile.
+        for sink in sorted(self._sinks()):
+            self._copy_sink(sink)
         for attempt in range(_TRIES):
             try:
                 moment = self._take()
@@ -166,8 +169,6 @@ class _Copy:
                     raise
                 time.sleep(_WAIT_S)
         self._write(IDENTITY_FILE, (self._root / IDENTITY_FILE).read_bytes())
-        for path, data in checkpoints.items():
-            self._write(str(path.relative_to(self._root)), data)
         for feed in FEEDS:
             self._write(f"outbox/{feed}/committed.json", b'{"seq": %d}\n' % moment.state.seq)
         for pattern in _SMALL:
@@ -175,6 +176,32 @@ class _Copy:
                 self._write(str(path.relative_to(self._root)), path.read_bytes())
         self._write_catalog(moment.catalog)
         return moment
+
+    def _sinks(self) -> set[str]:
+        """The names of the sinks that have a checkpoint or dead letters."""
+        folder = self._root / _SINKS
+        return {path.name.removesuffix(end) for end in (_CHECKPOINT, _LETTERS) for path in folder.glob(f"*{end}")}
+
+    def _copy_sink(self, name: str) -> None:
+        """The checkpoint of a sink, and the dead letters that fit it.
+
+        The forwarder buries first and moves the checkpoint then, so letters that are opened after the checkpoint was
+        read hold all that it calls done. It also counts the bytes of them that went out again, and says that none are
+        before it removes them: the checkpoint must be the same one after they were opened.
+        """
+        path, letters_path = (self._root / _SINKS / f"{name}{end}" for end in (_CHECKPOINT, _LETTERS))
+        for _ in range(_TRIES):
+            checkpoint = _bytes_of(path)
+            with _opened(letters_path) as letters:
+                size = os.fstat(letters.fileno()).st_size if letters else 0
+                if _bytes_of(path) != checkpoint:
+                    continue
+                if letters and size:
+                    self._write(str(_SINKS / letters_path.name), _pieces(letters, size))
+            if checkpoint is not None:
+                self._write(str(_SINKS / path.name), checkpoint)
+            return
+        raise OncelakeError(f"{path} changes faster than it can be read: try again")
 
     def _take(self) -> _Moment:
         """The catalog first: what it says is flushed is committed, and the journal read after it covers that."""
@@ -264,7 +291,7 @@ class _Copy:
             self._disk.remove(older)
         self._disk.write(directory / journal.path.name, data)
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write(self, name: str, data: bytes | Iterator[bytes]) -> None:
         self._disk.make_directory((self._target / name).parent)
         self._disk.write(self._target / name, data)
 
@@ -279,6 +306,27 @@ class _Copy:
             catalog.make_anew(files, runs, view.frame, view.digest, view.flushed)
         finally:
             catalog.close()
+
+
+def _bytes_of(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _opened(path: Path) -> contextlib.AbstractContextManager[BinaryIO | None]:
+    """What is renamed over a file or removed meanwhile leaves its bytes under the handle."""
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        return contextlib.nullcontext()
+
+
+def _pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
+    while piece := file.read(min(_READ_BYTES, size)):
+        size -= len(piece)
+        yield piece
 
 
 def _sync_all(disk: Disk, directory: Path) -> tuple[int, int]:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ __all__ = ["Checkpoint", "Desk", "ShippedElsewhereError"]
 FOLDER = Path("internal") / "forward"
 
 _CHUNK_BYTES = 1 << 20
+_TAIL_BYTES = 1 << 16
 
 
 class ShippedElsewhereError(OncelakeError):
@@ -108,14 +110,24 @@ class Desk:
         self._disk.replace(self._path, msgspec.json.encode(checkpoint) + b"\n")
 
     def bury(self, messages: Sequence[Message], error: str) -> None:
-        """Append messages to the dead letters, durably."""
+        """Append messages to the dead letters, durably; a line that a power cut tore is cut off first.
+
+        Its message is not lost: the checkpoint had not passed it.
+        """
         now = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         lines = [msgspec.json.encode(_Letter(seq, error, now, msgspec.Raw(line))) + b"\n" for seq, line in messages]
-        length = self._letters.stat().st_size if self._letters.exists() else 0
+        length = self._whole_bytes()
+        is_torn = self.letter_bytes() > length
         appender = self._disk.appender(self._letters, length)
         try:
+            if is_torn:
+                appender.cut(length)
             appender.append(b"".join(lines))
             appender.sync()
+        except OSError:
+            with contextlib.suppress(OSError):
+                appender.cut(length)  # they are buried anew, and should not stand there twice
+            raise
         finally:
             appender.close()
 
@@ -138,11 +150,28 @@ class Desk:
 
     def letter_bytes(self) -> int:
         """The size of the dead-letter file, 0 without one."""
-        return self._letters.stat().st_size if self._letters.exists() else 0
+        try:
+            return self._letters.stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def _whole_bytes(self) -> int:
+        """The bytes of the dead-letter file up to its last line end."""
+        end = self.letter_bytes()
+        if not end:
+            return 0
+        with self._letters.open("rb") as file:
+            while end:
+                start = max(0, end - _TAIL_BYTES)
+                file.seek(start)
+                if found := file.read(end - start).rfind(b"\n") + 1:
+                    return start + found
+                end = start
+        return 0
 
     def remove_letters(self, passed: int) -> None:
         """These bytes of them are done with; what was given up since stays."""
-        if self.letter_bytes() <= passed:
+        if self._whole_bytes() <= passed:
             if self._letters.exists():
                 self._disk.remove(self._letters)
                 self._disk.sync_directory(self.folder)

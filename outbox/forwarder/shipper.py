@@ -117,6 +117,7 @@ class Shipper:
         ready = self._gather()  # before connecting, so that the lag is known
         if checkpoint.disabled:
             self._state, self._problem = "disabled", checkpoint.disabled
+            self._save()  # where the disk was full when it was told
             return _RETRY_LOOK_S
         if self._sink is None:
             self._connect(checkpoint)
@@ -303,7 +304,11 @@ class Shipper:
             return
         passed, checkpoint.resent = checkpoint.resent, 0  # first, so that letters of later are never skipped
         self._is_dirty = True
-        self._save()
+        try:
+            self._save()
+        except OSError:
+            checkpoint.resent = passed  # the disk is full: they are not sent once more for that
+            raise
         self.desk.remove_letters(passed)
         self.desk.answer_retry()
         self._is_resending = False
@@ -315,7 +320,6 @@ class Shipper:
         self._save()
 
     def _failed(self, error: Exception) -> float:
-        checkpoint, part = self._checkpoint, self._batch[: self._width]
         self.failures_in_row += 1
         self._failures += 1
         if self._problem != str(error):
@@ -323,37 +327,50 @@ class Shipper:
         self._state, self._problem = "refused" if isinstance(error, Refused) else "retrying", str(error)
         if not isinstance(error, Rejected) and not (isinstance(error, Undelivered) and error.retry_after_s):
             self._disconnect()
+        if isinstance(error, Stale) and self.failures_in_row == 1:
+            return 0.0
+        try:
+            if self._is_put_aside(error):
+                return 0.0
+        except (OncelakeError, OSError) as second:
+            self._letters = []
+            self._state, self._problem = "retrying", f"{error}; and it cannot be put aside: {second}"
+            logger.warning("forward %s: %s", self.table.name, self._problem)
+        self._is_dirty = True
+        with contextlib.suppress(OSError):  # a full disk must not end the sink's thread
+            self._save(force=self._clock() - self._saved >= _SAVE_S)
+        wait = delay_s(max(1, self.failures_in_row), self._chance())
+        if isinstance(error, Undelivered):
+            wait = max(wait, error.retry_after_s)
+        self._not_before = self._clock() + wait
+        return wait
+
+    def _is_put_aside(self, error: Exception) -> bool:
+        """Whether it goes on at once without what failed. What the disk does not take is neither passed nor lost."""
+        checkpoint, part = self._checkpoint, self._batch[: self._width]
         if isinstance(error, Gone) and checkpoint is not None:
             checkpoint.disabled = str(error)
             self._is_dirty = True
             self._save()
-            return 0.0
-        if isinstance(error, Stale) and self.failures_in_row == 1:
-            return 0.0
+            return True
         is_message = isinstance(error, Undelivered) and not isinstance(error, Refused | Stale)
         if isinstance(error, Rejected) and len(self._letters or part) > 1:
             self._width = 1  # which of them is it?
         elif isinstance(error, Rejected) and self._letters and checkpoint is not None:
+            end = self.desk.letters(checkpoint.resent, 1)[1]
             self.desk.bury(self._letters, str(error))  # it stays dead, at the end, and holds up no other
-            self._passed_letters(checkpoint, self.desk.letters(checkpoint.resent, 1)[1])
-            return 0.0
+            self._passed_letters(checkpoint, end)
+            return True
         elif self._letters:
             self._letters = []  # read anew by the next attempt
         elif part and checkpoint is not None and is_message and 0 < self.table.attempts <= self.failures_in_row:
             self.desk.bury(part, str(error))
             logger.error("forward %s: seqs %d to %d are dead letters now", self.table.name, part[0].seq, part[-1].seq)
+            self.failures_in_row = 0
             self._done_with(checkpoint, part)
             self._save()
-            self.failures_in_row = 0
-            return 0.0
-        self._is_dirty = True
-        with contextlib.suppress(OSError):  # a full disk must not end the sink's thread
-            self._save(force=self._clock() - self._saved >= _SAVE_S)
-        wait = delay_s(self.failures_in_row, self._chance())
-        if isinstance(error, Undelivered):
-            wait = max(wait, error.retry_after_s)
-        self._not_before = self._clock() + wait
-        return wait
+            return True
+        return False
 
     def broke(self, error: Exception) -> float:
         """Something that no sink should raise: treated like a failure of the sink, and waited for."""
@@ -379,16 +396,20 @@ class Shipper:
         return self.shipped >= target and not self._batch and not self.desk.is_asked_to_retry()
 
     def status(self) -> SinkStatus:
-        """What there is to know; from any thread."""
+        """What there is to know; from any thread. A checkpoint that cannot be read is none, and a problem."""
         batch, newest = self._batch, self._source.newest()
         oldest = batch[0].line if batch else self._oldest
-        checkpoint = self._checkpoint or self.desk.load()  # whoever ships for it keeps it there
+        problem = self._problem
+        try:
+            checkpoint = self._checkpoint or self.desk.load()  # whoever ships for it keeps it there
+        except (OncelakeError, OSError) as error:
+            checkpoint, problem = None, problem or str(error)
         seq = checkpoint.seq if checkpoint else 0
         attempts, failures = self._attempts, self._failures
         if self._state == "elsewhere" and checkpoint is not None:
             attempts, failures = checkpoint.attempts, checkpoint.failures
         return SinkStatus(
-            self.table.name, self.table.feed, self.table.kind, self.table.shown_url, self._state, self._problem,
+            self.table.name, self.table.feed, self.table.kind, self.table.shown_url, self._state, problem,
             seq, max(0, newest - seq), age_s(oldest, self._now()), attempts, failures, self._delivered,
             self.desk.letter_bytes(),
         )  # fmt: skip

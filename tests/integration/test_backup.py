@@ -6,15 +6,21 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+import store.backup
+from outbox.feed import Feed, source_beside
+from outbox.forwarder.shipper import Shipper
+from outbox.forwarder.sink import Message, Rejected
 from store.backup import PARTIAL, back_up
 from store.errors import CorruptionError, OncelakeError
 from store.files import Disk
 from store.queries import Filters
 from store.verify import verify
+from tests.support.forwarding import PlainSink, drive, shipper
 from tests.support.lake import Lake
 from tests.support.service import Service, oncelake, wait_until
 
@@ -188,6 +194,75 @@ def test_files_that_vanish_are_taken_from_a_fresh_view(
     on_disk = [path for path in (tmp_path / "copy").rglob("*") if path.is_file()]
     assert len(on_disk) == report.files
     lake.close()
+
+
+def giving_up(lake: Lake, sink: PlainSink) -> Shipper:
+    """A sink that took 1 to 97 but for 10 and 20, which are dead letters."""
+
+    def picky(messages: Sequence[Message]) -> None:
+        if {10, 20} & {message.seq for message in messages}:
+            raise Rejected("no")
+
+    sink.answer = picky
+    ship = shipper(lake.root, feed_of(lake.root), sink=sink, attempts=1)
+    drive(ship, 97)
+    sink.answer = lambda messages: None
+    return ship
+
+
+def feed_of(root: Path) -> Feed:
+    return Feed("notifications", source_beside(root, "notifications", root / "internal" / "tmp"))
+
+
+def test_messages_that_a_sink_gave_up_can_be_sent_from_the_copy(lake: Lake, tmp_path: Path) -> None:
+    """Its checkpoint calls them done, so its dead letters must be there too."""
+    lake.close()
+    first, sink = PlainSink(), PlainSink()
+    giving_up(lake, first).close()
+    back_up(lake.root, tmp_path / "copy", Disk())
+    shutil.rmtree(lake.root)
+    ship = shipper(tmp_path / "copy", feed_of(tmp_path / "copy"), sink=sink, attempts=1)
+    ship.desk.ask_to_retry()
+    drive(ship, 97)
+    ship.close()
+    assert [message.seq for message in sink.again] == [10, 20] and sink.got == []
+    assert not (tmp_path / "copy/internal/forward/sink.dead.jsonl").exists()
+
+
+@pytest.mark.parametrize("at", ["checkpoint", "letters"])
+def test_a_sink_that_goes_on_during_a_backup_loses_no_dead_letter(
+    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Whatever it does between the reading of its two files: send letters again and clear them, or give up more."""
+    lake.close()
+    first, sink = PlainSink(), PlainSink()
+    ship = giving_up(lake, first)
+    ship._width = 1
+    ship.desk.ask_to_retry()
+    while not first.again:
+        ship._clock.at += ship.step()  # type: ignore[attr-defined]
+    assert ship._checkpoint is not None and ship._checkpoint.resent > 0
+    name = "_bytes_of" if at == "checkpoint" else "_opened"
+    read = getattr(store.backup, name)
+    done = False
+
+    def and_then(path: Path) -> object:
+        nonlocal done
+        found = read(path)
+        if not done:
+            done = True
+            drive(ship, 97)
+            ship.desk.bury([Message(30, b'{"seq":30}')], "later")
+        return found
+
+    monkeypatch.setattr(store.backup, name, and_then)
+    back_up(lake.root, tmp_path / "copy", Disk())
+    ship.close()
+    again = shipper(tmp_path / "copy", feed_of(tmp_path / "copy"), sink=sink, attempts=1)
+    again.desk.ask_to_retry()
+    drive(again, 97)
+    again.close()
+    assert [message.seq for message in sink.again] == [30]
 
 
 def test_a_target_that_would_not_do_is_refused(lake: Lake, tmp_path: Path) -> None:

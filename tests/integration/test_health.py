@@ -12,6 +12,7 @@ import pytest
 
 import service.health
 import store.files
+from outbox.forwarder.settings import Forward
 from service.config import Config, StoreConfig
 from service.runtime import Lake
 from store.errors import DiskFullError
@@ -52,6 +53,25 @@ def test_all_is_well(lake: Lake) -> None:
         "inbox": "ok",
         "forwarder": "ok",
     }
+
+
+def test_a_damaged_checkpoint_of_a_sink(tmp_path: Path) -> None:
+    """Is told with its sink; the health of everything else is told as before."""
+    sink = Forward("billing", "http://127.0.0.1:9/")
+    lake = Lake(Config(store=StoreConfig(data_dir=str(tmp_path / "data")), forward=[sink]))
+    path = tmp_path / "data/internal/forward/billing.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"garbage")
+    lake.start()
+    try:
+        wait_until(lambda: lake.forwarder.statuses()[0].state == "retrying")
+        health = lake.health()
+    finally:
+        lake.stop()
+    assert {name: component["status"] for name, component in health.items()} == {
+        "store": "ok", "inbox": "ok", "forwarder": "ok",
+    }  # fmt: skip
+    assert f"{path} is damaged" in str(health["forwarder"]["sinks"])
 
 
 def test_a_commit_that_hangs_in_a_sync(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

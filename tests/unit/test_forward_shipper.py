@@ -10,7 +10,8 @@ import pytest
 
 from outbox.forwarder.backoff import delay_s
 from outbox.forwarder.checkpoint import Checkpoint, Desk
-from outbox.forwarder.sink import Found, Gone, Rejected, Stale, Undelivered
+from outbox.forwarder.forwarder import advance
+from outbox.forwarder.sink import Found, Gone, Message, Rejected, Stale, Undelivered
 from store.files import Disk
 from tests.support.forwarding import STORE, Clock, ListSource, PlainSink, drive, line_of, lines_of, shipper
 
@@ -178,6 +179,37 @@ def test_a_dead_letter_that_is_refused_again_stays_and_holds_up_no_other(tmp_pat
     assert seqs(sink.again)[-2:] == [3, 17] and ship.status().dead_letter_bytes == 0
 
 
+@pytest.mark.parametrize("before", [0, 1])
+@pytest.mark.parametrize("length", [12, 200_000])
+def test_a_dead_letter_that_a_power_cut_tore_does_not_spoil_the_next(tmp_path: Path, before: int, length: int) -> None:
+    """It is cut off: the letters go out again when they are asked for, and the sink goes on."""
+    sink = PlainSink()
+    desk = Desk(tmp_path, "sink", Disk(fsync=False))
+    desk.folder.mkdir(parents=True)
+    path = tmp_path / "internal/forward/sink.dead.jsonl"
+    desk.bury([Message(*line) for line in lines_of(1, before)], "down")
+    path.write_bytes(path.read_bytes() + b'{"seq":2,"error":"'.ljust(length, b"x"))
+    desk.bury([Message(2, line_of(2))], "down")
+    assert [json.loads(letter)["seq"] for letter in path.read_bytes().splitlines()] == [1, 2][1 - before :]
+    ship = shipper(tmp_path, ListSource(lines_of(1, 4)), sink=sink, start=2)
+    ship.desk.ask_to_retry()
+    drive(ship, 4)
+    assert seqs(sink.again) == [1, 2][1 - before :] and seqs(sink.got) == [3, 4]
+
+
+def test_dead_letters_that_could_not_be_synced_are_not_there_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are taken back, because they are buried anew."""
+    desk = Desk(tmp_path, "sink", Disk(fsync=False))
+    desk.folder.mkdir(parents=True)
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr("store.files.Appender.sync", out_of_room)
+        desk.bury([Message(1, line_of(1))], "down")
+    desk.bury([Message(1, line_of(1))], "down")
+    assert len((tmp_path / "internal/forward/sink.dead.jsonl").read_bytes().splitlines()) == 1
+
+
 def test_without_a_limit_nothing_is_given_up(tmp_path: Path) -> None:
     """A sink that refuses one message is asked for ever, in order."""
     sink, clock = PlainSink(), Clock()
@@ -259,6 +291,23 @@ def test_a_checkpoint_of_another_store_is_refused(tmp_path: Path) -> None:
     ship = shipper(tmp_path, ListSource(lines_of(1, 3)), sink=sink)
     ship.step()
     assert ship.status().state == "refused" and "another store" in ship.status().problem and sink.got == []
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_checkpoint_that_cannot_be_read_is_the_problem_of_its_sink(tmp_path: Path, is_folder: bool) -> None:
+    """Before the first step and after it; nothing is sent until it is restored or removed."""
+    sink, clock = PlainSink(), Clock()
+    path = tmp_path / "internal/forward/sink.json"
+    path.parent.mkdir(parents=True)
+    path.mkdir() if is_folder else path.write_bytes(b"garbage")
+    ship = shipper(tmp_path, ListSource(lines_of(1, 3)), sink=sink, clock=clock)
+    for state in ("starting", "retrying", "retrying"):
+        told = ship.status()
+        assert (told.state, told.seq, told.lag_seqs) == (state, 0, 3) and str(path) in told.problem
+        clock.at += advance(ship)
+    path.rmdir() if is_folder else path.unlink()
+    drive(ship, 3)
+    assert seqs(sink.got) == [1, 2, 3] and ship.status().problem == ""
 
 
 def test_a_checkpoint_ahead_of_the_store_is_refused(tmp_path: Path) -> None:
@@ -372,6 +421,85 @@ def test_a_full_disk_does_not_end_a_sink(tmp_path: Path, monkeypatch: pytest.Mon
     drive(ship, 3)
     clock.at += ship.step()
     assert checkpoint_of(tmp_path)["seq"] == 3 and seqs(sink.got) == [1, 2, 3]
+
+
+def out_of_room(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("call", ["bury", "save"])
+def test_a_full_disk_does_not_end_a_sink_that_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """What the dead letters cannot take is not passed over; with room again it is, and once."""
+    sink, clock = PlainSink(), Clock()
+    ship = shipper(tmp_path, ListSource(lines_of(1, 3)), sink=sink, clock=clock, attempts=1)
+    source, ship._source = ship._source, ListSource([])
+    ship.step()  # its first checkpoint
+    ship._source, sink.is_down, clock.at = source, True, clock.at + 1
+    with monkeypatch.context() as patched:
+        patched.setattr(ship.desk, call, out_of_room)
+        for step in range(5):
+            wait = advance(ship)
+            assert wait > 0 and ship.status().state == "retrying" and checkpoint_of(tmp_path)["seq"] == 0
+            assert step or "No space left" in ship.status().problem
+            clock.at += wait
+    drive(ship, 3)
+    letters = (tmp_path / "internal/forward/sink.dead.jsonl").read_bytes().splitlines()
+    assert [json.loads(letter)["seq"] for letter in letters] == [1, 2, 3]
+    clock.at += ship.step()
+    assert checkpoint_of(tmp_path)["seq"] == 3 and sink.got == []
+
+
+@pytest.mark.parametrize("call", ["bury", "save"])
+def test_a_full_disk_does_not_end_a_sink_whose_dead_letter_is_refused_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The letter stays where it is, until it can stand at the end."""
+    sink, clock = PlainSink(), Clock()
+
+    def never(messages: Any) -> None:
+        raise Rejected("no")
+
+    sink.answer = never
+    ship = shipper(tmp_path, ListSource(lines_of(1, 1)), sink=sink, clock=clock, attempts=1)
+    drive(ship, 1)
+    ship.desk.ask_to_retry()
+    clock.at += 1
+    with monkeypatch.context() as patched:
+        patched.setattr(ship.desk, call, out_of_room)
+        for step in range(5):
+            wait = advance(ship)
+            assert wait > 0 and "No space left" in ship.status().problem, step
+            clock.at += wait
+    drive(ship, 1)
+    letters = (tmp_path / "internal/forward/sink.dead.jsonl").read_bytes().splitlines()
+    assert [json.loads(letter)["seq"] for letter in letters] == [1]
+
+
+def test_a_sink_that_is_gone_while_the_disk_is_full_stays_disabled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not asked again, and once there is room a restart knows it too."""
+    sink, clock = PlainSink(), Clock()
+
+    def gone(messages: Any) -> None:
+        raise Gone("410")
+
+    sink.answer = gone
+    source = ListSource([])
+    ship = shipper(tmp_path, source, sink=sink, clock=clock)
+    clock.at += ship.step()
+    source.lines = lines_of(1, 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(ship.desk, "save", out_of_room)
+        for step in range(5):
+            wait = advance(ship)
+            assert wait > 0 and "No space left" in ship.status().problem, step
+            clock.at += wait
+    clock.at += ship.step()
+    assert ship.status().state == "disabled" and checkpoint_of(tmp_path)["disabled"] == "410"
+    assert sink.sizes == [3]
 
 
 @pytest.mark.parametrize(("url", "most"), [("http://127.0.0.1:9/", 1 << 20), ("file:///x", 32 << 20)])
