@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import logging
 import os
 import socket
@@ -119,6 +120,7 @@ atexit.register(_helper.stop)
 
 def batches_apart(source: BinaryIO, fmt: Format, rules: Rules, limits: Limits, offset: int) -> Iterator[pa.RecordBatch]:
     """The known columns of a file from row `offset` on. Raises `InputError`, also where the file ended its reader."""
+    rules = dataclasses.replace(rules, sources=None)  # rows are checked here; a message has no room for many names
     with _slots, _answers(source, Job(fmt, rules, limits, offset)) as answers:
         while True:
             head = answers.read(HEAD.size)

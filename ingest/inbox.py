@@ -232,7 +232,10 @@ class Inbox:
             if path.is_symlink() or not path.is_file():
                 return True  # refused later, with a receipt that says why
             handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
+        except FileNotFoundError:
+            return False  # taken back by its source
+        except OSError as error:  # mostly its permissions, which do not change by themselves
+            self._waits(str(path.relative_to(self._inbox)), error)
             return False
         try:
             if sys.platform != "linux":

@@ -71,13 +71,7 @@ class Intake:
             reply: Promise[Reply] = Promise()
             reply.set_result(Reply(_NOTHING, single=False))
             return reply
-        batch = Batch(source, tuple(chunks), atomic=atomic, dry_run=dry_run)
-
-        def answered(result: Result) -> Reply:
-            refused = atomic and not dry_run and bool(result.answer.conflict or result.answer.rejected)
-            return Reply(result.answer, single=False, atomic_refused=refused)
-
-        return self._committer.submit(batch).then(answered)
+        return self._replied(Batch(source, tuple(chunks), atomic=atomic, dry_run=dry_run))
 
     def _single(
         self, record: Record | Reject, body: bytes, source: Source, *, atomic: bool, dry_run: bool
@@ -86,14 +80,17 @@ class Intake:
         if isinstance(record, Reject):
             chunk = Chunk(_NO_RECORDS, np.zeros(0, np.int64), [record], 1, lambda row: Located(None, body), Position())
             batch = Batch(source, (chunk,), atomic=atomic, dry_run=dry_run)
-            record_id = record.record_id
         else:
             batch = Batch(source, record=record, original=body, atomic=atomic, dry_run=dry_run)
-            record_id = record.record_id
+        return self._replied(batch, single=True, record_id=record.record_id)
+
+    def _replied(self, batch: Batch, *, single: bool = False, record_id: str | None = None) -> Promise[Reply]:
+        """Queue a batch; its result becomes the reply."""
 
         def answered(result: Result) -> Reply:
-            refused = atomic and not dry_run and bool(result.answer.conflict or result.answer.rejected)
-            return Reply(result.answer, True, refused, result.duplicate_seq, record_id)
+            unwanted = bool(result.answer.conflict or result.answer.rejected)
+            refused = batch.atomic and not batch.dry_run and unwanted
+            return Reply(result.answer, single, refused, result.duplicate_seq if single else None, record_id)
 
         return self._committer.submit(batch).then(answered)
 

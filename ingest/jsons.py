@@ -31,6 +31,10 @@ _SPACE = re.compile(rb"[ \t\r\n]*+")
 _BETWEEN = re.compile(rb"\}[ \t\r\n]*+,[ \t\r\n]*+\{")
 _TAIL_BYTES = 64 << 10
 _TRIES = 8
+_TOO_LONG = f"an element of more than {MAX_RECORD_BYTES} bytes is no record"
+_CUT_BYTES = 16
+"""Before the end of what is here an error may come of the end: the beginning of a literal, an escape or a number."""
+
 _elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
@@ -164,8 +168,6 @@ def _take(source: _Source, *, first: bool, chunk_rows: int) -> tuple[list[bytes]
         found = _take_block(source.data, skip, chunk_rows) or _take_slowly(source, skip, chunk_rows)
         if found is not None:
             return found
-        if len(source.data) > 2 * MAX_RECORD_BYTES:
-            raise source.broken(f"an element of more than {MAX_RECORD_BYTES} bytes is no record")
         source.more()
 
 
@@ -209,9 +211,13 @@ def _take_slowly(source: _Source, skip: int, chunk_rows: int) -> tuple[list[byte
         if stop >= len(data):  # it may be longer than what is here
             if source.ended and not elements:
                 raise source.broken(why if stop > len(data) else "it ends within the array", place)
+            if len(data) > 2 * MAX_RECORD_BYTES and not elements:
+                if stop > len(data) and place < len(data) - _CUT_BYTES and not why.startswith("Unterminated"):
+                    raise source.broken(why, place)
+                raise source.broken(_TOO_LONG, begin)
             break
         if stop - begin > MAX_RECORD_BYTES:
-            raise source.broken(f"an element of more than {MAX_RECORD_BYTES} bytes is no record", begin)
+            raise source.broken(_TOO_LONG, begin)
         elements.append(data[begin:stop])
         end = stop
         after = _space_end(data, stop)

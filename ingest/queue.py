@@ -117,7 +117,12 @@ class Queue:
         with self._wakeup:
             if job.bulk:
                 self._wakeup.wait_for(lambda: self.is_ending or self._has_room(job.rows))
-            if self.is_ending:
+            if self._has_failed():
+                raise StoppingError(
+                    "the store stopped after a failed write: the service must be started again; "
+                    "send the batch again then"
+                )
+            if self._is_closed:
                 raise StoppingError("the service is stopping: send the batch again when it is back")
             if not job.bulk and (
                 len(self._requests) >= bounds.queue_batches

@@ -93,7 +93,9 @@ def _check_sizes(metadata: pq.FileMetaData, size: int, limits: Limits) -> None:
         for column in map(group.column, range(group.num_columns)):
             if not 0 <= column.total_compressed_size <= size or column.data_page_offset > size:
                 raise UndecodableError("The Parquet file claims columns that are larger than the file itself.")
-            if column.total_uncompressed_size < 0 or group.num_rows < 0 or column.num_values != group.num_rows:
+            # Lists and their like have as many values as they please: they are read of no file, only ignored.
+            is_misfit = column.path_in_schema in CANONICAL_FIELDS and column.num_values != group.num_rows
+            if column.total_uncompressed_size < 0 or group.num_rows < 0 or is_misfit:
                 raise UndecodableError("The Parquet file claims sizes that do not fit each other.")
             total += column.total_uncompressed_size
     if limits.max_records is not None and metadata.num_rows > limits.max_records:

@@ -185,6 +185,18 @@ def test_a_failed_write_leaves_nobody_waiting(ahead: Ahead) -> None:
             future.result(0)
 
 
+def test_who_comes_after_a_failed_write_hears_of_it(ahead: Ahead) -> None:
+    """A service that only stops is back by itself; one whose store stopped must be started again."""
+    ahead.store.failure = OSError(errno.EIO, "broken")
+    for _ in range(2):
+        with pytest.raises(StoppingError, match="stopped after a failed write.*must be started again"):
+            ahead.send("a", records_of(1))
+        ahead._queue.close()
+    ahead.store.failure = None
+    with pytest.raises(StoppingError, match="the service is stopping"):
+        ahead.send("a", records_of(1))
+
+
 def test_an_error_that_nobody_expected_leaves_nobody_waiting(ahead: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
     """The committer fails, everybody who waits is told, and the store takes nothing more."""
 

@@ -11,6 +11,7 @@ import zstandard
 from ingest.batch import Record, Reject
 from ingest.decode import Limits, Rules, decode_body, decode_file, decode_single
 from ingest.formats import Compression, Format
+from ingest.record import MAX_RECORD_BYTES
 from store.errors import TooLargeError, UndecodableError
 from tests.unit.decoding import ENCODERS, compressed, facts, line, sample
 
@@ -143,6 +144,23 @@ def test_json_elements_that_are_no_records_are_rejected() -> None:
         found = facts(decode_body(body, Format.JSON, NONE, RULES, limits))
         assert [len(row) == 3 for row in found] == [False, False, True, False, False, False, True]
         assert found[0][3] == ((None, "malformed"),)
+
+
+def test_a_typo_in_a_long_document_is_told_where_it_stands() -> None:
+    """As in a short one, and not as a record that is too long; what is too long is told as that."""
+    good = line()
+    bad = good.replace(b'"unit":"', b'"unit":')
+    assert bad != good
+    long = [good] * (2 * MAX_RECORD_BYTES // len(good) + 100)
+    told = []
+    for rest in ([good], long):
+        with pytest.raises(UndecodableError, match="Expecting value") as caught:
+            decode_body(b"[" + b",".join([good, bad, *rest]) + b"]", Format.JSON, NONE, RULES, Limits())
+        told.append((str(caught.value), caught.value.position))
+    assert told[0] == told[1]
+    huge = b'"' + b"x" * 3 * MAX_RECORD_BYTES + b'"'
+    with pytest.raises(UndecodableError, match="an element of more than"):
+        decode_body(b"[" + good + b"," + huge + b"]", Format.JSON, NONE, RULES, Limits())
 
 
 def test_chunks_before_a_break_in_a_file_are_given(tmp_path: Path) -> None:

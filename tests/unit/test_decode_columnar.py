@@ -140,6 +140,22 @@ def test_missing_doubled_and_unknown_columns_fail_the_batch() -> None:
     assert errors(facts(found)) == [None]
 
 
+def test_lists_that_are_to_be_ignored_may_have_any_length() -> None:
+    """In Parquet, where each has its own number of values, as in Arrow."""
+    ignore = Rules(unknown_fields="ignore")
+    tagged = table(4, recordId=pa.array(list("abcd")), tags=pa.array([["x", "y"], [], None, ["z", "z", "z"]]))
+    found = decode_body(parquet(tagged), Format.PARQUET, Compression.NONE, ignore, Limits())
+    assert facts(found) == outcome(tagged, ignore) and errors(facts(found)) == [None] * 4
+
+
+def test_a_batch_may_be_bound_to_any_number_of_sources() -> None:
+    """More names than one message to the helper process can hold; each row is still checked against them."""
+    rules = Rules(sources=frozenset({"mine", *(f"source-{number:020}" for number in range(20_000))}))
+    found = table(2, recordId=pa.array(["a", "b"]), sourceId=pa.array(["mine", "other"]))
+    rows = facts(decode_body(parquet(found), Format.PARQUET, Compression.NONE, rules, Limits()))
+    assert errors(rows) == [None, (("sourceId", "source_not_allowed"),)]
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_text_that_is_not_utf8_rejects_its_row(packed: bool) -> None:
     """Both in Parquet and Arrow, plain and in dictionaries; the rows beside are kept."""

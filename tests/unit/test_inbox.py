@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,4 +60,39 @@ def test_a_receipt_that_cannot_be_written_keeps_nobody_waiting(lake: Lake) -> No
     lake.inbox.run_once()
     assert len(receipts(lake)) == FILES and lake.inbox.problem is None
     assert lake.store.seq == FILES
+    lake.close()
+
+
+def test_a_file_that_cannot_be_opened_is_told_and_keeps_nobody_waiting(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a problem of the inbox and in the log; it is taken once it can be read."""
+    real = os.open
+
+    def refused(path: Any, *rest: Any, **more: Any) -> int:
+        if str(path).endswith("f7.ndjson"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refused)
+    assert lake.inbox.run_once() == FILES - 1
+    assert lake.inbox.problem is not None and "f7.ndjson: [Errno 13] Permission denied" in lake.inbox.problem
+    assert "f7.ndjson waits" in caplog.text and lake.inbox.waiting == 1
+    monkeypatch.undo()
+    assert lake.inbox.run_once() == 1 and lake.inbox.problem is None
+    lake.close()
+
+
+def test_a_file_that_is_taken_back_is_no_problem(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also between the look at its kind and its opening."""
+    real = Path.is_file
+
+    def taken_back(path: Path) -> bool:
+        found = real(path)
+        if path.name == "f7.ndjson":
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", taken_back)
+    assert lake.inbox.run_once() == FILES - 1 and lake.inbox.problem is None
     lake.close()
