@@ -17,8 +17,9 @@ from pathlib import Path
 
 from outbox.forwarder.backoff import delay_s
 from outbox.forwarder.checkpoint import Checkpoint, Desk, ShippedElsewhereError
+from outbox.forwarder.ours import check_checkpoint, check_sink
 from outbox.forwarder.settings import Forward
-from outbox.forwarder.sink import Found, Gone, Message, Refused, Rejected, Sink, Source, Stale, Undelivered, head_of
+from outbox.forwarder.sink import Found, Gone, Message, Refused, Rejected, Sink, Source, Stale, Undelivered
 from outbox.forwarder.status import SinkStatus
 from outbox.forwarder.waiting import age_s, filter_of, oldest_waiting
 from store.errors import OncelakeError
@@ -161,19 +162,7 @@ class Shipper:
             first = start if isinstance(start, int) else newest if start == "latest" else 0
             found = Checkpoint(self._store_id, self.table.feed, first, first)
             self.desk.save(found)
-        if found.store_id != self._store_id:
-            raise Refused(
-                f"the checkpoint {path} is of another store ({found.store_id}, this one is {self._store_id}): "
-                "remove it to begin anew, or give the sink another name"
-            )
-        if found.feed != self.table.feed:
-            raise Refused(f"the checkpoint {path} is of the feed {found.feed}: give the sink another name")
-        if found.seq > newest and found.seq > found.start:
-            raise Refused(
-                f"the checkpoint {path} is at seq {found.seq}, ahead of the store, which ends at {newest}: the store "
-                "was restored from a backup? What the sink got since then has other seqs now. Remove the checkpoint "
-                "once it is clear what the sink holds"
-            )
+        check_checkpoint(found, path, self._store_id, self.table.feed, newest)
         return found
 
     def _look_for_retry(self, checkpoint: Checkpoint) -> None:
@@ -200,20 +189,7 @@ class Shipper:
 
     def _agree(self, checkpoint: Checkpoint, found: Found) -> None:
         """Bring the checkpoint to where the sink stands, or refuse a sink that is not ours."""
-        newest = self._source.newest()
-        if found.seq > newest:
-            raise Refused(
-                f"the sink is ahead of the store: it holds seq {found.seq}, and the store ends at {newest}. The store "
-                "was restored from a backup, or the sink belongs to another one: its messages would be swallowed as "
-                "duplicates. Use another stream, subject or folder"
-            )
-        if found.line is not None and head_of(found.line).seq == found.seq:
-            ours = self._source.read(found.seq - 1, 1, 1)
-            if not ours or ours[0] != (found.seq, found.line):
-                raise Refused(
-                    f"the sink holds another message under seq {found.seq} than this store: it belongs to another "
-                    "store, or to one that was restored and went on differently. Use another stream, subject or folder"
-                )
+        check_sink(found, self._source)
         if found.seq < checkpoint.sent:
             logger.warning(
                 "forward %s: the sink acknowledged seq %d and holds %d: what it lost is sent again",
