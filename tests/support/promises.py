@@ -191,6 +191,8 @@ def assert_kept(store: Store, history: History, answered: int, most: int) -> int
         for name, begin, data in segments[log]:
             end = begin + len(data)
             assert data == history.logs[log][begin:end], f"{log}/{name} holds other bytes than were committed"
+        for (name, begin, data), (_, after, _) in itertools.pairwise(segments[log]):
+            assert begin + len(data) == after, f"{log}/{name} does not reach to the next segment"
     seq = history.seq_of(found)  # type: ignore[arg-type]
     assert store.seq == seq
     snapshot = store.snapshot()
