@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import NoReturn
 
 import msgspec
 import numpy as np
@@ -21,7 +20,7 @@ import numpy as np
 from ingest.batch import Chunk
 from ingest.lines import Lines, chunk_of, decode_lines
 from ingest.ndjson import BOM, Readable
-from ingest.record import MAX_RECORD_BYTES, Number, Rules
+from ingest.record import MAX_RECORD_BYTES, Rules, exact_json
 from store.errors import UndecodableError
 from store.journal import Position
 
@@ -36,13 +35,6 @@ _CUT_BYTES = 16
 """Before the end of what is here an error may come of the end: the beginning of a literal, an escape or a number."""
 
 _elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_scan_value = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=_refuse_constant).raw_decode
 
 
 class _Source:
@@ -200,7 +192,7 @@ def _take_slowly(source: _Source, skip: int, chunk_rows: int) -> tuple[list[byte
         begin = _space_end(data, at)
         why, place = "a value is missing", begin
         try:
-            _, stop = _scan_value(text, begin)
+            _, stop = exact_json.raw_decode(text, begin)
         except json.JSONDecodeError as error:
             why, place = error.msg, error.pos
             stop = len(data) + 1

@@ -47,6 +47,7 @@ __all__ = [
     "Rejected",
     "Rules",
     "check_fields",
+    "exact_json",
     "is_deeper",
     "malformed",
     "parse_record",
@@ -164,7 +165,8 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_loads = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=_refuse_constant).decode
+exact_json = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=_refuse_constant)
+"""Numbers as they are written, and nothing that is not JSON."""
 
 
 def parse_carefully(data: bytes, rules: Rules) -> Record | Rejected:
@@ -174,7 +176,7 @@ def parse_carefully(data: bytes, rules: Rules) -> Record | Rejected:
     if is_deeper(data, rules.max_depth):
         return _too_deep(rules)
     try:
-        content = _loads(data.decode("utf-8"))
+        content = exact_json.decode(data.decode("utf-8"))
     except UnicodeDecodeError as error:
         return malformed(f"Not UTF-8: {error.reason} at byte {error.start}.", broken=True)
     except json.JSONDecodeError as error:

@@ -15,7 +15,7 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 TEXTS = [*MODULES, *TESTS, ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / "config.toml", *ROOT.glob("docs/*.md")]
 
 MAX_LINES = 400
-LONG = {"store/store.py": 450}
+LONG = {"store/store.py": 420}
 """Modules that may be longer: the store is the one place that commits, flushes and recovers."""
 
 MAX_FUNCTION_LINES = 70

@@ -18,12 +18,11 @@ from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity, DeliveryError
 
 from outbox.forwarder.settings import Forward
 from outbox.forwarder.sink import TIMEOUT_S, Found, Message, Undelivered
+from outbox.forwarder.sinks.events import TYPES
 
 __all__ = ["Rabbit"]
 
 T = TypeVar("T")
-
-_TYPES = {"notifications": "oncelake.notification", "alerts": "oncelake.alert"}
 
 
 class Rabbit:
@@ -36,7 +35,7 @@ class Rabbit:
         self._queue_name = options.get("queue") or ("" if self._exchange_name else self._routing_key)
         self._url = urlunsplit(urlsplit(table.url)._replace(query=""))
         self._ids = f"{store_id}-{table.feed}"
-        self._type = _TYPES[table.feed]
+        self._type = TYPES[table.feed]
         self._timeout_s = timeout_s
         self._runner = asyncio.Runner()
         self._connection: AbstractConnection | None = None
