@@ -3,6 +3,7 @@
 
 FROM python:3.11-slim AS build
 WORKDIR /src
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev
 COPY pyproject.toml constraints.txt README.md ./
 COPY api api
 COPY ingest ingest

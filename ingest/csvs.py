@@ -213,7 +213,7 @@ def _text_chunks(
 
 
 def _decode(text: Lines, names: list[str], rules: Rules, exact: bool) -> Decoded:
-    solver = Solver(lambda lines: _fast(lines, names, rules), lambda data: _parse(data, names, rules))
+    solver = Solver(lambda data: _parse(data, names, rules), lambda lines: _fast(lines, names, rules))
     every = np.arange(len(text))
     if exact or not len(text):
         solver.exact(text, every)

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest.deduplicate import grouped
-from outbox.messages import NO_PREVIOUS, SingleUnit, previous_of, previous_of_one_unit
+from outbox.messages import NO_PREVIOUS, Previous, SingleUnit, previous_of, previous_of_one_unit
 from store.hashing import U64
 from store.plain import units_of
 from store.summaries import Summary
-from store.sums import I64, Limbs, from_limbs, limbs, running_sums
+from store.sums import I64, Limbs, limbs, running_sums
 
 __all__ = ["Find", "previous_texts"]
 
@@ -32,7 +32,7 @@ _LATEST = np.iinfo(np.int64).max
 _EARLIEST = np.iinfo(np.int64).min
 
 
-def previous_texts(rows: pa.Table, hi: U64, lo: U64, find: Find) -> pa.Array:
+def previous_texts(rows: pa.Table, hi: U64, lo: U64, find: Find) -> Previous:
     """The `previous` object of each row (schema `STORED`, in order of seq) whose key hashes to (hi, lo), as JSON."""
     order, starts = grouped(hi, lo)
     sizes = np.diff(np.append(starts, len(order)))
@@ -41,7 +41,7 @@ def previous_texts(rows: pa.Table, hi: U64, lo: U64, find: Find) -> pa.Array:
     has_history[positions] = True
     told = np.repeat(has_history | (sizes > 1), sizes)  # in the order of the groups
     if not told.any():
-        return pa.repeat(NO_PREVIOUS, len(order))
+        return Previous(pa.array([NO_PREVIOUS], pa.string()), np.zeros(len(order), dtype=np.int64))
     several = _several_units(rows, order, starts, positions, known)
     group_of_row = np.repeat(np.arange(len(starts)), sizes)
     first_of_all = np.zeros(len(order), dtype=bool)
@@ -64,7 +64,7 @@ def previous_texts(rows: pa.Table, hi: U64, lo: U64, find: Find) -> pa.Array:
         base = sum(len(text) for text in texts)
         texts.append(pa.array(_one_by_one(rows, members, sizes[groups], groups, positions, known), pa.string()))
         place[members] = np.arange(base, base + len(members))
-    return pa.concat_arrays(texts).take(pa.array(place))
+    return Previous(pa.concat_arrays(texts), place)
 
 
 def _several_units(
@@ -119,14 +119,13 @@ def _running(
     count = rank + base("count", 0)[group_of_row]
     known_something = count > 0  # the first row of a key is not written from here; give it a time that renders
     return SingleUnit(
-        count=pa.array(count),
-        first=pa.array(np.where(known_something, first, 0)),
-        last=pa.array(np.where(known_something, last, 0)),
-        last_seq=pa.array(last_seq),
+        count=count,
+        first=np.where(known_something, first, 0),
+        last=np.where(known_something, last, 0),
+        last_seq=last_seq,
         unit=taken.column("unit").combine_chunks(),
-        positive=from_limbs(positive),
-        negative=from_limbs(negative),
-        net=from_limbs(positive - negative),
+        positive=positive,
+        negative=negative,
     )
 
 

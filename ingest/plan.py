@@ -177,7 +177,7 @@ def _with_records(commit: Commit, new: Prepared, find: Find, first_seq: int, pro
     return dataclasses.replace(
         commit,
         committed=Committed(stored, new.id_hi, new.id_lo, new.fingerprint, new.key_hi, new.key_lo),
-        notifications=notification_lines(seqs, processed_at, new.texts, previous),
+        notifications=notification_lines(first_seq, processed_at, new.texts, previous),
         alerts=alert_lines(seqs.take(above), processed_at, new.texts.take(above), thresholds) if len(above) else b"",
         first_alert_seq=first_seq + above[0].as_py() if len(above) else 0,
     )

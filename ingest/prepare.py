@@ -54,8 +54,8 @@ class Prepared:
 def prepared(records: pa.RecordBatch | pa.Table, hasher: Hasher) -> Prepared:
     """Prepare records."""
     rows = pa.Table.from_batches([records]) if isinstance(records, pa.RecordBatch) else records
-    id_hi, id_lo, key_hi, key_lo = hasher.identities(rows)
-    return Prepared(rows, id_hi, id_lo, hasher.fingerprint(rows), key_hi, key_lo, render_records(rows))
+    id_hi, id_lo, key_hi, key_lo, fingerprint = hasher.hashes(rows)
+    return Prepared(rows, id_hi, id_lo, fingerprint, key_hi, key_lo, render_records(rows))
 
 
 def joined(pieces: Sequence[Prepared]) -> Prepared:

@@ -82,7 +82,7 @@ def small_of(records: Iterable[Row], hasher: Hasher) -> Small:
     if len(rows) <= _HASHED_ROWS:
         return Small(rows, units, list(map(hasher.rows.hashes, rows, units)))
     columns = columns_of(rows)
-    lanes = zip(*(lane.tolist() for lane in hasher.of_few(columns)), strict=True)
+    lanes = zip(*(lane.tolist() for lane in hasher.hashes(columns)), strict=True)
     hashes = [(id_hi << 64 | id_lo, print_, key_hi << 64 | key_lo) for id_hi, id_lo, key_hi, key_lo, print_ in lanes]
     return Small(rows, units, hashes, columns)
 

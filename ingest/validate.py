@@ -51,13 +51,10 @@ _NUMBER = r"\A-?(?:0|[1-9][0-9]{0,19})(?:\.[0-9]{1,9})?\z"
 
 @dataclass(frozen=True)
 class Checked:
-    """`records` are the rows where `sure` is set, in order. `unlike` are rows that were not looked at, because they are
-    written in another way than the rest; None where there are none.
-    """
+    """`records` are the rows where `sure` is set, in order."""
 
     records: pa.RecordBatch
     sure: npt.NDArray[np.bool_]
-    unlike: npt.NDArray[np.bool_] | None = None
 
 
 def byte_lengths(column: pa.StringArray) -> npt.NDArray[np.int32]:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from store.canonical import json_strings, render_decimals, render_times
+from store import kernels
+from store.canonical import json_strings, render_decimals, render_integers, render_times
 from store.plain import string_text, time_text, units_text
 from store.summaries import Summary
+from store.sums import I64, Limbs, from_limbs
 
 __all__ = [
     "NO_PREVIOUS",
+    "Previous",
     "SingleUnit",
     "alert_line",
     "alert_lines",
@@ -34,42 +38,61 @@ _US_UTC = pa.timestamp("us", tz="UTC")
 
 @dataclass(frozen=True)
 class SingleUnit:
-    """Summaries whose records all have one unit, a row each. Times are int64 microseconds."""
+    """Summaries whose records all have one unit, a row each. Times are microseconds, sums four limbs (`store.sums`)."""
 
-    count: pa.Array
-    first: pa.Array
-    last: pa.Array
-    last_seq: pa.Array
+    count: I64
+    first: I64
+    last: I64
+    last_seq: I64
     unit: pa.Array
-    positive: pa.Array
-    negative: pa.Array
-    net: pa.Array
+    positive: Limbs
+    negative: Limbs
+
+
+@dataclass(frozen=True)
+class Previous:
+    """The `previous` object of each row as JSON: `texts[place[i]]`, because many are the same."""
+
+    texts: pa.Array
+    place: I64
+
+    def rows(self) -> pa.Array:
+        """Row by row."""
+        return self.texts.take(pa.array(self.place))
 
 
 def previous_of_one_unit(summary: SingleUnit) -> pa.Array:
     """The `previous` objects of summaries with one unit, as JSON texts."""
-    count = summary.count.cast(pa.string())
+    totals = (
+        from_limbs(summary.positive),
+        from_limbs(summary.negative),
+        from_limbs(summary.positive - summary.negative),
+    )
+    numbers = (summary.count, summary.first, summary.last, summary.last_seq)
+    found = kernels.render_previous(*numbers, summary.unit, totals)
+    if found is not None:
+        return found
+    count, first, last, last_seq = map(pa.array, numbers)
+    positive, negative, net = map(render_decimals, totals)
     return _joined(
-        '{"count":', count,
-        ',"firstTime":"', render_times(summary.first.cast(_US_UTC)),
-        '","lastTime":"', render_times(summary.last.cast(_US_UTC)),
-        '","lastSeq":', summary.last_seq.cast(pa.string()),
+        '{"count":', count.cast(pa.string()),
+        ',"firstTime":"', render_times(first.cast(_US_UTC)),
+        '","lastTime":"', render_times(last.cast(_US_UTC)),
+        '","lastSeq":', last_seq.cast(pa.string()),
         ',"totals":[{"unit":"', json_strings(summary.unit),
-        '","count":', count,
-        ',"positive":"', render_decimals(summary.positive),
-        '","negative":"', render_decimals(summary.negative),
-        '","net":"', render_decimals(summary.net), '"}]}',
+        '","count":', count.cast(pa.string()),
+        ',"positive":"', positive, '","negative":"', negative, '","net":"', net, '"}]}',
     )  # fmt: skip
 
 
-def notification_lines(seqs: pa.Array, processed_at: str, records: pa.Array, previous: pa.Array) -> memoryview:
-    """The bytes of the notification lines. `records` and `previous` are JSON texts, a row each."""
-    lines = _joined(
-        '{"seq":', seqs.cast(pa.string()),
-        f',"processedAt":"{processed_at}","record":', records,
-        ',"previous":', previous, "}\n",
-    )  # fmt: skip
-    return _contents(lines)
+def notification_lines(first_seq: int, processed_at: str, records: pa.Array, previous: Previous) -> memoryview:
+    """The bytes of the notification lines of records whose seqs follow one another. `records` are JSON texts."""
+    middle = f',"processedAt":"{processed_at}","record":'
+    found = kernels.render_notifications(first_seq, middle.encode(), records, previous.texts, previous.place)
+    if found is not None:
+        return found
+    seqs = render_integers(pa.array(np.arange(first_seq, first_seq + len(records))))
+    return _contents(_joined('{"seq":', seqs, middle, records, ',"previous":', previous.rows(), "}\n"))
 
 
 def alert_lines(seqs: pa.Array, processed_at: str, records: pa.Array, thresholds: pa.Array) -> memoryview:

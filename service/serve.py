@@ -25,6 +25,7 @@ from service.connections import ConnectionLimits, protocol
 from service.logs import configure_logging
 from service.runtime import Lake, Reader
 from service.shutdown import Draining, end_within
+from store import kernels
 from store.engine import Engine
 
 __all__ = ["serve"]
@@ -64,6 +65,8 @@ def serve(config: Config) -> int:
     sys.setswitchinterval(0.0005)  # the committer shares the interpreter with the event loop and the decoders
     _raise_open_files()
     listener = _listen(config.api.host, config.api.port)
+    if not kernels.available():
+        logger.warning("store/_kernels is not built: bulk is slower without it (docs/operations.md)")
     lake = Lake(config)
     temp = lake.store.root / "internal" / "tmp"
     lake.store.disk.make_directory(temp)

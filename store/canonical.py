@@ -2,7 +2,7 @@
 
 Every function takes an array, sliced or chunked as it may be and without nulls, and gives one string array of as many
 rows. The work is done by NumPy gathers and pyarrow kernels; Python looks at single rows only where one has to be
-escaped.
+escaped. Records are rendered in C where that is there (`store.kernels`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from store.schema import CANONICAL_FIELDS, SCALE, TIME_MAX_US
+from store import kernels
+from store.schema import CANONICAL_FIELDS, RECORD, SCALE, STRING_FIELDS, TIME_MAX_US
 
 __all__ = [
     "json_strings",
@@ -175,6 +176,12 @@ def _rewritten(
 
 def render_records(rows: pa.Table | pa.RecordBatch) -> pa.Array:
     """Records (the columns of `store.schema.RECORD`, among others perhaps) as compact canonical JSON objects."""
+    columns = {name: _one(rows.column(name)) for name in CANONICAL_FIELDS}
+    if all(columns[name].type == RECORD.field(name).type for name in CANONICAL_FIELDS):
+        strings = [columns[name] for name in STRING_FIELDS]
+        found = kernels.render_records(strings, columns["time"], columns["value"])
+        if found is not None:
+            return found
     return render_objects(rows.select(CANONICAL_FIELDS))
 
 

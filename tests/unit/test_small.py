@@ -60,11 +60,8 @@ def test_a_record_has_the_hashes_and_the_text_of_the_columns(records: list[Canon
     """What is hashed and rendered alone is what a column of it would give."""
     hasher, table = Hasher(b"seed", bits), columns_of(records)
     alone = [hasher.rows.hashes(row, units_of(row[5])) for row in records]
-    id_hi, id_lo, key_hi, key_lo = (lane.tolist() for lane in hasher.identities(table))
-    together = zip(id_hi, id_lo, hasher.fingerprint(table).tolist(), key_hi, key_lo, strict=True)
-    assert alone == [(a << 64 | b, print_, c << 64 | d) for a, b, print_, c, d in together]
-    few = (lane.tolist() for lane in hasher.of_few(table))
-    assert alone == [(a << 64 | b, print_, c << 64 | d) for a, b, c, d, print_ in zip(*few, strict=True)]
+    together = (lane.tolist() for lane in hasher.hashes(table))
+    assert alone == [(a << 64 | b, print_, c << 64 | d) for a, b, c, d, print_ in zip(*together, strict=True)]
     assert [record_text(row) for row in records] == render_records(table).to_pylist()
 
 

@@ -1,0 +1,518 @@
+/* The loops over bytes that Arrow and NumPy cannot do in one pass: JSON lines to columns, columns to canonical JSON,
+ * columns to hashes. Plain C without Python: every function gets its buffers from `store/kernels.py`, which knows how
+ * much each may hold, allocates nothing and keeps nothing. What is not surely plain is left to Python: a line that
+ * `decode_lines` doubts is read exactly, and tests hold every function equal to its slower way.
+ */
+
+#include <stdint.h>
+#include <string.h>
+
+typedef uint8_t u8;
+typedef int32_t i32;
+typedef int64_t i64;
+typedef uint64_t u64;
+typedef unsigned __int128 u128;
+typedef __int128 i128;
+
+#define EVERY(byte) (0x0101010101010101ULL * (u64)(byte))
+#define GOLDEN 0x9E3779B97F4A7C15ULL
+#define BILLION 1000000000ULL
+
+/* In the order of the canonical fields; the strings among them are columns 0 to 5. */
+enum { RECORD_ID, TIME, SOURCE_ID, DESTINATION_ID, TYPE, VALUE, UNIT, REFERENCE, FIELDS };
+enum { STRINGS = 6 };
+
+static const struct { const char *name; i32 length; i32 column; } FIELD[FIELDS] = {
+    {"recordId", 8, 0}, {"time", 4, -1}, {"sourceId", 8, 1}, {"destinationId", 13, 2},
+    {"type", 4, 3},     {"value", 5, -1}, {"unit", 4, 4},     {"reference", 9, 5},
+};
+
+/* Strings of Arrow: row i is data[offsets[i]:offsets[i + 1]]. */
+typedef struct {
+    const u8 *data;
+    const i32 *offsets;
+} Strings;
+
+/* Decimals of Arrow: the low and the high word of each row, which are aligned to no more than a word. */
+static i128 decimal_at(const u64 *words, i64 row) { return (i128)((u128)words[2 * row + 1] << 64 | words[2 * row]); }
+
+/* ---- JSON to columns ---- */
+
+typedef struct {
+    const u8 *begin[STRINGS];
+    i32 length[STRINGS];
+    i64 time;
+    i128 value;
+} Parsed; /* of all fields once `record_of` is true */
+
+typedef struct {
+    i64 field_limit, unit_limit; /* characters */
+    i64 time_min, time_max;      /* microseconds, time_max itself excluded */
+    i64 negative;                /* whether values may be */
+} Bounds;
+
+static const u8 *past_space(const u8 *at, const u8 *end) {
+    while (at < end && (*at == ' ' || *at == '\t' || *at == '\n' || *at == '\r')) at++;
+    return at;
+}
+
+/* The first byte that is a quote, a backslash, a control character or not ASCII; `end` if there is none. */
+static const u8 *past_plain(const u8 *at, const u8 *end) {
+    while (end - at >= 8) {
+        u64 word, found, quote, slash, del;
+        memcpy(&word, at, 8);
+        quote = word ^ EVERY('"'), slash = word ^ EVERY('\\'), del = word ^ EVERY(0x7f);
+        found = (word - EVERY(0x20)) | (quote - EVERY(1)) | (slash - EVERY(1)) | (del - EVERY(1));
+        found = ((found & ~word) | word) & EVERY(0x80);
+        if (found) { /* it may say so too early where a byte before borrowed; then the bytes themselves decide */
+            at += __builtin_ctzll(found) >> 3;
+            if (*at == '"' || *at == '\\' || *at < 0x20 || *at >= 0x7f) return at;
+            at++;
+        } else {
+            at += 8;
+        }
+    }
+    while (at < end && *at != '"' && *at != '\\' && *at >= 0x20 && *at < 0x7f) at++;
+    return at;
+}
+
+/* Bytes of the UTF-8 character at `at`, which is not ASCII; 0 if it is none, or is a control character. */
+static i32 utf8_length(const u8 *at, const u8 *end) {
+    u8 first = at[0];
+    i64 left = end - at;
+    if (first < 0xc2 || first > 0xf4 || left < 2 || (at[1] & 0xc0) != 0x80) return 0;
+    if (first < 0xe0) return first == 0xc2 && at[1] < 0xa0 ? 0 : 2;
+    if (left < 3 || (at[2] & 0xc0) != 0x80) return 0;
+    if (first < 0xf0) {
+        if ((first == 0xe0 && at[1] < 0xa0) || (first == 0xed && at[1] > 0x9f)) return 0;
+        return 3;
+    }
+    if (left < 4 || (at[3] & 0xc0) != 0x80) return 0;
+    if ((first == 0xf0 && at[1] < 0x90) || (first == 0xf4 && at[1] > 0x8f)) return 0;
+    return 4;
+}
+
+/* The quote that ends the string which begins at `at`, or NULL; `characters` are those before it. */
+static const u8 *string_end(const u8 *at, const u8 *end, i64 *characters) {
+    i64 more = 0; /* bytes that are not the first of their character */
+    const u8 *begin = at;
+    while ((at = past_plain(at, end)) < end) {
+        i32 length;
+        if (*at == '"') {
+            *characters = at - begin - more;
+            return at;
+        }
+        if (*at < 0x80 || !(length = utf8_length(at, end))) return 0;
+        at += length;
+        more += length - 1;
+    }
+    return 0;
+}
+
+static int is_digit(u8 byte) { return (u8)(byte - '0') < 10; }
+
+/* -?(0|[1-9][0-9]{0,19})(\.[0-9]{1,9})? as units of 10^-9; the byte behind it, or NULL. */
+static const u8 *number_end(const u8 *at, const u8 *end, i128 *value) {
+    int negative = at < end && *at == '-';
+    const u8 *begin = at += negative;
+    u64 whole = 0, fraction = 0, last = 0;
+    i32 digits = 0;
+    u128 units;
+    while (at < end && is_digit(*at) && at - begin < 19) whole = whole * 10 + (*at++ - '0');
+    if (at == begin || (*begin == '0' && at - begin > 1)) return 0;
+    units = whole;
+    if (at < end && is_digit(*at)) { /* the 20th */
+        last = *at++ - '0';
+        if (at < end && is_digit(*at)) return 0;
+        units = units * 10 + last;
+    }
+    units *= BILLION;
+    if (at < end && *at == '.') {
+        for (at++; at < end && is_digit(*at); digits++) {
+            if (digits == 9) return 0;
+            fraction = fraction * 10 + (*at++ - '0');
+        }
+        if (!digits) return 0;
+        for (; digits < 9; digits++) fraction *= 10;
+        units += fraction;
+    }
+    *value = negative ? -(i128)units : (i128)units;
+    return at;
+}
+
+static i32 two(const u8 *at) { return is_digit(at[0]) && is_digit(at[1]) ? (at[0] - '0') * 10 + (at[1] - '0') : -1; }
+
+static i64 days_of(i64 year, i64 month, i64 day) { /* Hinnant, days_from_civil */
+    i64 era, of_era;
+    year -= month <= 2;
+    era = year / 400;
+    of_era = year - era * 400;
+    return era * 146097 + of_era * 365 + of_era / 4 - of_era / 100 +
+           (153 * (month + (month > 2 ? -3 : 9)) + 2) / 5 + day - 1 - 719468;
+}
+
+/* RFC 3339 with T and Z or an offset, cut to the microsecond; false where it is not surely that. */
+static int time_of(const u8 *at, const u8 *end, i64 *us) {
+    static const u8 DAYS[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+    i32 century, of_century, year, month, day, hour, minute, second, digits = 0;
+    i64 fraction = 0, offset = 0;
+    if (end - at < 20) return 0;
+    century = two(at), of_century = two(at + 2), month = two(at + 5), day = two(at + 8);
+    hour = two(at + 11), minute = two(at + 14), second = two(at + 17);
+    if (century < 0 || of_century < 0 || at[4] != '-' || at[7] != '-' || at[10] != 'T' || at[13] != ':' || at[16] != ':')
+        return 0;
+    year = century * 100 + of_century;
+    if (year < 1900 || month < 1 || month > 12 || day < 1 || hour < 0 || hour > 23) return 0;
+    if (minute < 0 || minute > 59 || second < 0 || second > 59) return 0;
+    if (day > DAYS[month - 1] + (month == 2 && year % 4 == 0 && (year % 100 != 0 || year % 400 == 0))) return 0;
+    at += 19;
+    if (*at == '.') {
+        const u8 *begin = ++at;
+        for (; at < end && is_digit(*at); at++)
+            if (digits < 6) fraction = fraction * 10 + (*at - '0'), digits++;
+        if (at == begin) return 0;
+        for (; digits < 6; digits++) fraction *= 10;
+    }
+    if (at == end) return 0;
+    if (*at == 'Z') {
+        at++;
+    } else {
+        i32 hours, minutes, sign = *at == '+' ? 1 : *at == '-' ? -1 : 0;
+        if (!sign || end - at < 6 || at[3] != ':') return 0;
+        hours = two(at + 1), minutes = two(at + 4);
+        if (hours < 0 || hours > 23 || minutes < 0 || minutes > 59) return 0;
+        offset = sign * (hours * 60 + minutes);
+        at += 6;
+    }
+    *us = ((days_of(year, month, day) * 1440 + hour * 60 + minute - offset) * 60 + second) * 1000000 + fraction;
+    return at == end;
+}
+
+/* Which field is called as the key that begins at `at`; the expected one is tried first. -1 if none is. */
+static i32 field_at(const u8 *at, const u8 *end, i32 expected) {
+    for (i32 tried = 0; tried < FIELDS; tried++) {
+        i32 field = (expected + tried) % FIELDS;
+        i32 length = FIELD[field].length;
+        if (end - at > length && at[length] == '"' && !memcmp(at, FIELD[field].name, length)) return field;
+    }
+    return -1;
+}
+
+/* One record; false where it is not surely valid. `order` are the fields as the line before had them. */
+static int record_of(const u8 *at, const u8 *end, const Bounds *bounds, u8 *order, Parsed *found) {
+    unsigned seen = 0;
+    at = past_space(at, end);
+    if (at == end || *at++ != '{') return 0;
+    for (i32 member = 0; member < FIELDS; member++) {
+        const u8 *close;
+        i64 characters = 0;
+        i32 field, quoted;
+        at = past_space(at, end);
+        if (at == end || *at++ != '"') return 0;
+        field = field_at(at, end, order[member]);
+        if (field < 0 || seen & 1u << field) return 0;
+        seen |= 1u << field;
+        order[member] = (u8)field;
+        at = past_space(at + FIELD[field].length + 1, end);
+        if (at == end || *at++ != ':') return 0;
+        at = past_space(at, end);
+        if (at == end) return 0;
+        quoted = *at == '"';
+        at += quoted;
+        if (field == VALUE) {
+            close = number_end(at, end, &found->value);
+            if (!close || (quoted && (close == end || *close != '"'))) return 0;
+            if (found->value < 0 && !bounds->negative) return 0;
+        } else {
+            if (!quoted || !(close = string_end(at, end, &characters))) return 0;
+            if (field == TIME) {
+                if (!time_of(at, close, &found->time)) return 0;
+                if (found->time < bounds->time_min || found->time >= bounds->time_max) return 0;
+            } else {
+                i64 limit = field == UNIT ? bounds->unit_limit : bounds->field_limit;
+                i32 column = FIELD[field].column;
+                if (characters < 1 || characters > limit) return 0;
+                if (field == TYPE && !(close - at == 8 && (!memcmp(at, "positive", 8) || !memcmp(at, "negative", 8))))
+                    return 0;
+                found->begin[column] = at;
+                found->length[column] = (i32)(close - at);
+            }
+        }
+        at = past_space(close + quoted, end);
+        if (at == end || *at++ != (member < FIELDS - 1 ? ',' : '}')) return 0;
+    }
+    return past_space(at, end) == end;
+}
+
+/* JSON objects `text[starts[i]:ends[i]]` to columns: the rows that are surely valid, one behind the other, and in
+ * `sure` which these are. Each of the six `data` has room for all bytes of the text, `offsets` for rows + 1. Returns
+ * the number of rows.
+ */
+i64 decode_lines(const u8 *text, i64 rows, const i64 *starts, const i64 *ends, const Bounds *bounds, u8 **data,
+                 i32 **offsets, i64 *times, u64 *values, u8 *sure) {
+    u8 order[FIELDS] = {0, 1, 2, 3, 4, 5, 6, 7};
+    i32 length[STRINGS] = {0};
+    i64 row = 0;
+    for (i32 column = 0; column < STRINGS; column++) offsets[column][0] = 0;
+    for (i64 line = 0; line < rows; line++) {
+        Parsed found = {0};
+        sure[line] = (u8)record_of(text + starts[line], text + ends[line], bounds, order, &found);
+        if (!sure[line]) continue;
+        for (i32 column = 0; column < STRINGS; column++) {
+            memcpy(data[column] + length[column], found.begin[column], found.length[column]);
+            length[column] += found.length[column];
+            offsets[column][row + 1] = length[column];
+        }
+        times[row] = found.time;
+        values[2 * row] = (u64)found.value;
+        values[2 * row + 1] = (u64)(found.value >> 64);
+        row++;
+    }
+    return row;
+}
+
+/* ---- Columns to JSON ---- */
+
+#define PUT(out, literal) (memcpy(out, literal, sizeof(literal) - 1), (out) + sizeof(literal) - 1)
+
+static u8 *put_digits(u8 *out, u64 number, i32 width) {
+    for (i32 at = width - 1; at >= 0; at--, number /= 10) out[at] = (u8)('0' + number % 10);
+    return out + width;
+}
+
+static u8 *put_integer(u8 *out, u64 number) {
+    u8 digits[20];
+    i32 at = 20;
+    do digits[--at] = (u8)('0' + number % 10);
+    while (number /= 10);
+    memcpy(out, digits + at, 20 - at);
+    return out + 20 - at;
+}
+
+/* Units of 10^-9 in plain notation without trailing zeros: 41 bytes at most. */
+static u8 *put_decimal(u8 *out, i128 units) {
+    u128 left = units < 0 ? -(u128)units : (u128)units;
+    u64 fraction;
+    if (units < 0) *out++ = '-';
+    if (left >> 64) {
+        u128 whole = left / BILLION;
+        fraction = (u64)(left - whole * BILLION);
+        if (whole >> 64) {
+            u128 high = whole / BILLION;
+            u64 low = (u64)(whole - high * BILLION);
+            if (high >> 64) { /* 10^38 is below 2^64 * 10^27 */
+                u128 top = high / BILLION;
+                out = put_integer(out, (u64)top);
+                out = put_digits(out, (u64)(high - top * BILLION), 9);
+            } else {
+                out = put_integer(out, (u64)high);
+            }
+            out = put_digits(out, low, 9);
+        } else {
+            out = put_integer(out, (u64)whole);
+        }
+    } else {
+        out = put_integer(out, (u64)left / BILLION);
+        fraction = (u64)left % BILLION;
+    }
+    if (fraction) {
+        *out++ = '.';
+        out = put_digits(out, fraction, 9);
+        while (out[-1] == '0') out--;
+    }
+    return out;
+}
+
+/* Microseconds since 1970, of the years up to 9999, as 2024-03-01T12:00:00.000000Z: 27 bytes. */
+static u8 *put_time(u8 *out, i64 us) {
+    u64 second = (u64)us / 1000000, day = second / 86400, of_day = second % 86400;
+    u64 shifted = day + 719468, era = shifted / 146097, of_era = shifted % 146097; /* Hinnant, civil_from_days */
+    u64 of_400 = (of_era - of_era / 1460 + of_era / 36524 - of_era / 146096) / 365;
+    u64 of_year = of_era - (365 * of_400 + of_400 / 4 - of_400 / 100);
+    u64 part = (5 * of_year + 2) / 153;
+    u64 month = part < 10 ? part + 3 : part - 9;
+    out = put_digits(out, of_400 + era * 400 + (month <= 2), 4);
+    *out++ = '-';
+    out = put_digits(out, month, 2);
+    *out++ = '-';
+    out = put_digits(out, of_year - (153 * part + 2) / 5 + 1, 2);
+    *out++ = 'T';
+    out = put_digits(out, of_day / 3600, 2);
+    *out++ = ':';
+    out = put_digits(out, of_day / 60 % 60, 2);
+    *out++ = ':';
+    out = put_digits(out, of_day % 60, 2);
+    *out++ = '.';
+    out = put_digits(out, (u64)us % 1000000, 6);
+    *out++ = 'Z';
+    return out;
+}
+
+static u8 *put_bytes(u8 *out, const u8 *data, i64 length) {
+    memcpy(out, data, (size_t)length);
+    return out + length;
+}
+
+/* A row as it stands between the quotes of JSON; quotes and backslashes take two bytes. */
+static u8 *put_string(u8 *out, const Strings *strings, i64 row, int is_plain) {
+    const u8 *at = strings->data + strings->offsets[row], *end = strings->data + strings->offsets[row + 1];
+    if (is_plain) return put_bytes(out, at, end - at);
+    while (at < end) {
+        if (*at == '"' || *at == '\\') *out++ = '\\';
+        *out++ = *at++;
+    }
+    return out;
+}
+
+/* 1: nothing is to be escaped; 0: quotes or backslashes; -1: control characters, which are left to Python. */
+static int plainness(const Strings *strings, i64 rows) {
+    u8 special = 0, control = 0;
+    for (const u8 *at = strings->data + strings->offsets[0], *end = strings->data + strings->offsets[rows]; at < end; at++) {
+        special |= (*at == '"') | (*at == '\\');
+        control |= *at < 0x20;
+    }
+    return control ? -1 : !special;
+}
+
+/* Canonical records, one behind the other; row i ends at offsets[i + 1]. `out` has room for 272 bytes a row and twice
+ * the strings. Returns the bytes, or -1 where a string has a control character.
+ */
+i64 render_records(i64 rows, const Strings *strings, const i64 *times, const u64 *values, u8 *out, i32 *offsets) {
+    const u8 *begin = out;
+    int plain[STRINGS];
+    for (i32 column = 0; column < STRINGS; column++)
+        if ((plain[column] = plainness(strings + column, rows)) < 0) return -1;
+    offsets[0] = 0;
+    for (i64 row = 0; row < rows; row++) {
+        out = PUT(out, "{\"recordId\":\"");
+        out = put_string(out, strings, row, plain[0]);
+        out = PUT(out, "\",\"time\":\"");
+        out = put_time(out, times[row]);
+        out = PUT(out, "\",\"sourceId\":\"");
+        out = put_string(out, strings + 1, row, plain[1]);
+        out = PUT(out, "\",\"destinationId\":\"");
+        out = put_string(out, strings + 2, row, plain[2]);
+        out = PUT(out, "\",\"type\":\"");
+        out = put_string(out, strings + 3, row, plain[3]);
+        out = PUT(out, "\",\"value\":\"");
+        out = put_decimal(out, decimal_at(values, row));
+        out = PUT(out, "\",\"unit\":\"");
+        out = put_string(out, strings + 4, row, plain[4]);
+        out = PUT(out, "\",\"reference\":\"");
+        out = put_string(out, strings + 5, row, plain[5]);
+        out = PUT(out, "\"}");
+        offsets[row + 1] = (i32)(out - begin);
+    }
+    return out - begin;
+}
+
+/* `previous` objects of summaries that have one unit. `out` has room for 384 bytes a row and twice the units. Returns
+ * the bytes, or -1 where a unit has a control character.
+ */
+i64 render_previous(i64 rows, const i64 *count, const i64 *first, const i64 *last, const i64 *last_seq,
+                    const Strings *unit, const u64 *positive, const u64 *negative, const u64 *net, u8 *out, i32 *offsets) {
+    const u8 *begin = out;
+    int plain = plainness(unit, rows);
+    if (plain < 0) return -1;
+    offsets[0] = 0;
+    for (i64 row = 0; row < rows; row++) {
+        out = PUT(out, "{\"count\":");
+        out = put_integer(out, (u64)count[row]);
+        out = PUT(out, ",\"firstTime\":\"");
+        out = put_time(out, first[row]);
+        out = PUT(out, "\",\"lastTime\":\"");
+        out = put_time(out, last[row]);
+        out = PUT(out, "\",\"lastSeq\":");
+        out = put_integer(out, (u64)last_seq[row]);
+        out = PUT(out, ",\"totals\":[{\"unit\":\"");
+        out = put_string(out, unit, row, plain);
+        out = PUT(out, "\",\"count\":");
+        out = put_integer(out, (u64)count[row]);
+        out = PUT(out, ",\"positive\":\"");
+        out = put_decimal(out, decimal_at(positive, row));
+        out = PUT(out, "\",\"negative\":\"");
+        out = put_decimal(out, decimal_at(negative, row));
+        out = PUT(out, "\",\"net\":\"");
+        out = put_decimal(out, decimal_at(net, row));
+        out = PUT(out, "\"}]}");
+        offsets[row + 1] = (i32)(out - begin);
+    }
+    return out - begin;
+}
+
+/* Notification lines of rows whose seqs follow one another: `records` row by row, `previous` by their `place`. `middle`
+ * is what stands between the seq and the record. `out` has room for 64 bytes and the middle a row, and what they say.
+ */
+i64 render_notifications(i64 rows, i64 first_seq, const u8 *middle, i64 middle_length, const Strings *records,
+                         const Strings *previous, const i64 *place, u8 *out) {
+    const u8 *begin = out;
+    for (i64 row = 0; row < rows; row++) {
+        i32 at = records->offsets[row];
+        i32 of = previous->offsets[place[row]];
+        out = PUT(out, "{\"seq\":");
+        out = put_integer(out, (u64)(first_seq + row));
+        out = put_bytes(out, middle, middle_length);
+        out = put_bytes(out, records->data + at, records->offsets[row + 1] - at);
+        out = PUT(out, ",\"previous\":");
+        out = put_bytes(out, previous->data + of, previous->offsets[place[row] + 1] - of);
+        out = PUT(out, "}\n");
+    }
+    return out - begin;
+}
+
+/* ---- Columns to hashes, as store/hashing.py has them ---- */
+
+enum { WORDS = 256, LANES = 3, HI = 0, LO = 1, PRINT = 2 };
+
+static u64 rotated(u64 lane, i32 turn) { return lane << turn | lane >> (64 - turn); }
+
+static u64 mixed(u64 lane) {
+    lane = (lane ^ lane >> 33) * 0xFF51AFD7ED558CCDULL;
+    lane = (lane ^ lane >> 33) * 0xC4CEB9FE1A85EC53ULL;
+    return lane ^ lane >> 33;
+}
+
+static u64 absorbed(u64 lane, u64 word, i32 turn) {
+    return rotated(lane + ((word & 0xFFFFFFFF) | 1) * (word >> 32) + word, turn);
+}
+
+/* The lanes of a row: all three, or only that of the fingerprint. `keys` has three for each position. */
+static void hashed(const Strings *strings, i64 row, const u64 *keys, int all, u64 *lanes) {
+    const u8 *at = strings->data + strings->offsets[row];
+    i64 left = strings->offsets[row + 1] - strings->offsets[row];
+    const u64 *last = keys + (WORDS - 1) * LANES, *key = keys;
+    u64 size = (u64)left * GOLDEN;
+    u64 hi = size + last[HI], lo = size ^ last[LO], print = size + last[PRINT];
+    for (; left > 0; left -= 8, at += 8, key = key + LANES == last ? keys : key + LANES) {
+        u64 word = 0;
+        if (left >= 8) memcpy(&word, at, 8);
+        else for (i64 byte = 0; byte < left; byte++) word |= (u64)at[byte] << (8 * byte);
+        if (all) {
+            hi = absorbed(hi, word ^ key[HI], 29);
+            lo = absorbed(lo, word ^ key[LO], 31);
+        }
+        print = absorbed(print, word ^ key[PRINT], 29);
+    }
+    lanes[HI] = mixed(hi), lanes[LO] = mixed(lo), lanes[PRINT] = mixed(print);
+}
+
+/* Of each record the hash of its recordId, that of its destinationId and reference, and the fingerprint. */
+void hash_records(i64 rows, const Strings *strings, const i64 *times, const u64 *values, const u64 *keys, u64 mask,
+                  u64 *id_hi, u64 *id_lo, u64 *key_hi, u64 *key_lo, u64 *fingerprint) {
+    enum { ID = 0, DESTINATION = 2, REFERENCE_ = 5 };
+    for (i64 row = 0; row < rows; row++) {
+        u64 lanes[STRINGS][LANES], print = GOLDEN;
+        for (i32 column = 0; column < STRINGS; column++) {
+            int all = column == ID || column == DESTINATION || column == REFERENCE_;
+            hashed(strings + column, row, keys, all, lanes[column]);
+            print = rotated(print, 27) * GOLDEN ^ lanes[column][PRINT];
+        }
+        print = mixed(rotated(print, 27) * GOLDEN ^ (u64)times[row]);
+        print = mixed(rotated(print, 27) * GOLDEN ^ values[2 * row]);
+        fingerprint[row] = mixed(rotated(print, 27) * GOLDEN ^ values[2 * row + 1]);
+        id_hi[row] = lanes[ID][HI] & mask;
+        id_lo[row] = lanes[ID][LO] & mask;
+        key_hi[row] = mixed(lanes[DESTINATION][HI] * GOLDEN ^ lanes[REFERENCE_][LO]);
+        key_lo[row] = mixed(lanes[DESTINATION][LO] + rotated(lanes[REFERENCE_][HI], 23) * GOLDEN);
+    }
+}

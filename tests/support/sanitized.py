@@ -1,0 +1,77 @@
+"""Run by `tests/unit/test_kernels.py` in a process of its own: the C built with sanitizers, over changed lines.
+
+Prints how many lines were decoded. A byte read or written outside of a buffer ends the process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from decimal import Decimal
+
+import numpy as np
+import pyarrow as pa
+
+from store import kernels
+from store.canonical import render_records
+from store.hashing import Hasher
+
+LINES = [
+    b'{"recordId":"rec-1","time":"2024-03-01T12:00:00.123456Z","sourceId":"s","destinationId":"dest","type":"positive",'
+    b'"value":12.5,"unit":"SEK","reference":"r"}',
+    '{ "value" : "-0.5" , "unit":"€", "reference":"日本é", "type":"negative", "recordId":"😀",'
+    ' "time":"2024-02-29T23:59:59+23:59", "destinationId":"d", "sourceId":"s" }\t'.encode(),
+]
+_BYTES = b'"\\{}:, 0.-Z\x00\x1f\x7f\x80\xc2\xe2\xf0\xff'
+
+
+def mutations(line: bytes) -> Iterator[bytes]:
+    """The line cut at every byte, and with every byte another one."""
+    for at in range(len(line) + 1):
+        yield line[:at]
+        yield line[at:]
+        for byte in _BYTES:
+            yield line[:at] + bytes([byte]) + line[at + 1 :]
+
+
+def _each(lines: list[bytes]) -> pa.RecordBatch:
+    """Lines in a text of their own that ends with the last byte of the last one."""
+    ends = np.cumsum([len(line) for line in lines])
+    starts = ends - [len(line) for line in lines]
+    found = kernels.decode_lines(b"".join(lines), starts, ends, negative=True)
+    assert found is not None
+    assert found[0].num_rows == np.count_nonzero(found[1])
+    return found[0]
+
+
+def main() -> None:
+    """All of it."""
+    library = ctypes.CDLL(sys.argv[1])
+    for name in ("decode_lines", "render_records", "render_previous", "render_notifications"):
+        getattr(library, name).restype = ctypes.c_int64
+    kernels._C = library
+    lines = [changed for line in LINES for changed in mutations(line)]
+    hasher = Hasher(b"seed")
+    for line in lines:
+        records = _each([line])
+        render_records(records)
+        hasher.hashes(records)
+    records = _each([*lines, *LINES * 40])
+    assert records.num_rows >= 80
+    texts = render_records(records)
+    hasher.hashes(records)
+    rows = len(records)
+    ones = np.ones(rows, np.int64)
+    most = pa.array([Decimal("-" + "9" * 29 + "." + "9" * 9)] * rows, pa.decimal128(38, 9))
+    previous = kernels.render_previous(
+        ones << 62, ones, ones, ones << 62, pa.array(['"\\' * 128] * rows, pa.string()), (most, most, most)
+    )
+    assert previous is not None
+    lines_of_it = kernels.render_notifications(1 << 62, b"middle", texts, previous, np.arange(rows))
+    assert lines_of_it is not None
+    print(len(lines))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The loops in C do what their slower ways in Python do, to the byte, and touch nothing outside of their buffers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from outbox.messages import Previous, SingleUnit, notification_lines, previous_of_one_unit
+from store import kernels
+from store.canonical import render_records
+from store.fresh import columns_of
+from store.hashing import Hasher
+from store.plain import Row
+from store.schema import RECORD, TIME_MAX_US
+from store.sums import limbs
+from tests.support.sanitized import LINES, mutations
+
+ROOT = Path(__file__).parents[2]
+
+letters = st.characters(codec="utf-8", exclude_categories=["Cs"])
+texts = (
+    st.text(letters, max_size=40) | st.text('"\\ab\x00\n\x7fé', max_size=9) | st.sampled_from(["", "b" * 8, "é" * 256])
+)
+units = st.integers(-(10**29) + 1, 10**29 - 1) | st.integers(-2_000, 2_000)
+sums = st.integers(-(10**38) // 2 + 1, 10**38 // 2 - 1) | st.integers(-2_000, 2_000) | st.integers(-(2**70), 2**70)
+times = st.integers(0, TIME_MAX_US - 1) | st.integers(0, 2 * 10**6)
+rows = st.builds(
+    lambda id_, time, source, destination, kind, value, unit, reference: (
+        id_, time, source, destination, kind, decimal_of(value), unit, reference
+    ),
+    texts, times, texts, texts, st.sampled_from(["positive", "negative"]), units, texts, texts,
+)  # fmt: skip
+
+
+def decimal_of(value: int) -> Decimal:
+    return Decimal((value < 0, tuple(map(int, str(abs(value)))), -9))
+
+
+@contextmanager
+def without_c() -> Iterator[None]:
+    with patch.object(kernels, "_C", None):
+        assert not kernels.available()
+        yield
+
+
+def test_the_library_is_built_where_the_tests_run() -> None:
+    """Else everything below would compare Python with itself."""
+    assert kernels.available(), "install a C compiler (on Debian: gcc libc6-dev), then make -B setup"
+
+
+def table_of(records: list[Row], cut: int) -> pa.Table:
+    """The records without the first `cut`: their columns do not begin where their buffers do."""
+    table = columns_of(records).combine_chunks().slice(cut)
+    assert table.schema == RECORD
+    return table
+
+
+@given(st.lists(rows, min_size=1, max_size=20), st.integers(0, 3), st.sampled_from([64, 3]))
+@example([("x" * 5_000, 0, "", "", "positive", Decimal(0), "", "y" * 4_096)] * 2, 1, 64)
+def test_hashes_are_those_of_the_columns(records: list[Row], cut: int, bits: int) -> None:
+    """Of strings of every length, with the keys that begin anew beyond 2,040 bytes."""
+    table, hasher = table_of(records, cut % len(records)), Hasher(b"seed", bits)
+    found = [lane.tolist() for lane in hasher.hashes(table)]
+    with without_c():
+        assert found == [lane.tolist() for lane in hasher.hashes(table)]
+
+
+@given(st.lists(rows, max_size=20), st.integers(0, 3))
+def test_records_are_rendered_as_by_arrow(records: list[Row], cut: int) -> None:
+    """With escapes and every value and time that a record may have."""
+    table = table_of(records, cut % (len(records) or 1)) if records else RECORD.empty_table()
+    found = render_records(table).to_pylist()
+    with without_c():
+        assert found == render_records(table).to_pylist()
+
+
+summaries = st.tuples(st.integers(1, 2**62), times, times, st.integers(1, 2**62), texts, sums, sums)
+
+
+@given(st.lists(summaries, min_size=1, max_size=20), st.integers(1, 2**62), st.data())
+def test_notifications_are_rendered_as_by_arrow(found: list[tuple], first_seq: int, data: st.DataObject) -> None:
+    """Sums of up to 38 digits; rows that share a summary."""
+    count, first, last, last_seq, unit, positive, negative = zip(*found, strict=True)
+    numbers = [np.array(column, np.int64) for column in (count, first, last, last_seq)]
+    both = [limbs(pa.array(map(decimal_of, column), pa.decimal128(38, 9))) for column in (positive, negative)]
+    summary = SingleUnit(*numbers, pa.array(unit, pa.string()), *both)
+    place = np.array(data.draw(st.lists(st.integers(0, len(found) - 1), min_size=1, max_size=9)), np.int64)
+    records = pa.array(["gone", *(f"<{row}>" * row for row in range(len(place)))]).slice(1)
+
+    def lines() -> tuple[list[str], bytes]:
+        previous = previous_of_one_unit(summary)
+        return previous.to_pylist(), bytes(notification_lines(first_seq, "now", records, Previous(previous, place)))
+
+    in_c = lines()
+    with without_c():
+        assert in_c == lines()
+
+
+@settings(max_examples=300)
+@given(st.integers(0, TIME_MAX_US - 1), st.integers(-1439, 1439))
+def test_a_time_is_read_as_it_is_written(us: int, offset: int) -> None:
+    """Every date, and every offset that leaves it in its range."""
+    local = us + offset * 60_000_000
+    if not 0 <= local < TIME_MAX_US:
+        return
+    text = pa.array([local], pa.timestamp("us")).cast(pa.string())[0].as_py().replace(" ", "T")
+    sign, (hours, minutes) = "-" if offset < 0 else "+", divmod(abs(offset), 60)
+    line = LINES[0].replace(b"2024-03-01T12:00:00.123456Z", f"{text}{sign}{hours:02}:{minutes:02}".encode())
+    found = kernels.decode_lines(line, np.array([0]), np.array([len(line)]), negative=False)
+    assert found is not None
+    assert found[0].column("time").cast(pa.int64()).to_pylist() == [us]
+
+
+def test_an_array_that_is_too_large_for_arrow_is_left_to_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offsets have 32 bits: nothing may be written beyond what they can tell."""
+    monkeypatch.setattr(kernels, "_MOST_BYTES", 100)
+    table = columns_of([("a", 0, "b", "c", "positive", Decimal(1), "d", "e")])
+    columns = [table.column(name).combine_chunks() for name in RECORD.names]
+    strings = [columns[at] for at in (0, 2, 3, 4, 6, 7)]
+    assert kernels.render_records(strings, columns[1], columns[5]) is None
+    assert kernels.decode_lines(LINES[0], np.array([0]), np.array([len(LINES[0])]), negative=False) is None
+    assert render_records(table).to_pylist()[0].startswith('{"recordId":"a"')
+
+
+def test_no_byte_outside_of_a_buffer_is_touched(tmp_path: Path) -> None:
+    """Built with the sanitizers of addresses and of undefined behaviour, over lines with every byte changed."""
+    compiler = shutil.which("gcc")
+    assert compiler is not None
+    library = tmp_path / "kernels.so"
+    flags = ["-O1", "-g", "-shared", "-fPIC", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    subprocess.run([compiler, *flags, "-o", library, ROOT / "store" / "kernels.c"], check=True, timeout=120)
+    runtime = subprocess.run(
+        [compiler, "-print-file-name=libasan.so"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": runtime,
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONMALLOC": "malloc",
+        "ARROW_DEFAULT_MEMORY_POOL": "system",
+    }
+    command = [sys.executable, "-m", "tests.support.sanitized", str(library)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4_000:]
+    assert int(done.stdout) > 3_000
+    assert sum(1 for _ in mutations(LINES[0])) > 1_000
