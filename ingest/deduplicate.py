@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from store import kernels
 from store.codes import changed
 from store.hashing import U64
 from store.index import Hits
@@ -70,7 +71,7 @@ def decide(rows: pa.Table, hi: U64, lo: U64, fp: U64, known: Known, first_seq: i
 
 def grouped(hi: U64, lo: U64) -> tuple[I64, I64]:
     """The rows grouped by hash, each group in order of arrival, and where each group begins; `hi` ascends."""
-    order = np.argsort(hi, kind="stable")
+    order = kernels.argsort(hi)
     new = changed(hi[order])
     if (changed(lo[order]) & ~new).any():  # two hashes share their upper half
         order = np.lexsort((lo, hi))

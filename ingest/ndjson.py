@@ -15,6 +15,7 @@ from ingest.batch import Chunk, Located, Reject
 from ingest.lines import Ints, Lines, chunk_of, decode_lines
 from ingest.record import MAX_RECORD_BYTES, Rules, malformed
 from ingest.validate import columns_of
+from store import kernels
 from store.journal import Position
 
 __all__ = ["BOM", "Readable", "ndjson_chunks", "too_long_chunk"]
@@ -44,14 +45,19 @@ def ndjson_chunks(
             if block.startswith(BOM):
                 block = block[len(BOM) :]
                 at = Position(len(BOM), at.index, at.line)
-        pending += block
-        cut = pending.rfind(b"\n") + 1 if not final else len(pending)
-        if cut:
-            for chunk in _text_chunks(pending[:cut], at, rules, chunk_rows, exact):
+        if final:
+            text, pending = pending + block, b""
+        elif cut := block.rfind(b"\n") + 1:
+            text, pending = b"".join((pending, memoryview(block)[:cut])), block[cut:]
+        else:
+            pending += block
+            cut = pending.rfind(b"\n") + 1
+            text, pending = pending[:cut], pending[cut:]
+        if text:
+            for chunk in _text_chunks(text, at, rules, chunk_rows, exact):
                 at = chunk.end
                 if chunk.received:
                     yield chunk
-            pending = pending[cut:]
         if final:
             return
         if len(pending) > MAX_RECORD_BYTES:
@@ -78,8 +84,7 @@ def too_long_chunk(at: Position, kept: bytes, size: int, step: int) -> Chunk:
 
 def _text_chunks(text: bytes, at: Position, rules: Rules, chunk_rows: int, exact: bool) -> Iterator[Chunk]:
     """Whole lines as chunks; the last of them ends where the text ends."""
-    data = np.frombuffer(text, np.uint8)
-    breaks = np.flatnonzero(data == ord("\n"))
+    breaks = kernels.line_ends(text)
     if not text.endswith(b"\n"):
         breaks = np.append(breaks, len(text))
     starts = np.concatenate(([0], breaks[:-1] + 1))
@@ -95,8 +100,9 @@ def _text_chunks(text: bytes, at: Position, rules: Rules, chunk_rows: int, exact
 def _rows(text: bytes, starts: Ints, ends: Ints, first_line: int) -> Lines:
     """The lines that are not blank, without their CR."""
     begin, stop = int(starts[0]), int(ends[-1])
-    text = text[begin:stop]
-    starts, ends = starts - begin, ends - begin
+    if begin or stop + 1 < len(text):  # all of it is not copied for the sake of its last line feed
+        text = text[begin:stop]
+        starts, ends = starts - begin, ends - begin
     data = np.frombuffer(text, np.uint8)
     numbers = np.arange(first_line, first_line + len(starts))
     if len(data):

@@ -56,7 +56,7 @@ class Decompressed:
     def read(self, size: int = -1, /) -> bytes:
         """At most `size` bytes (all of them where it is negative); none only at the end."""
         wanted = size if size >= 0 else None
-        parts = [self._ready]
+        parts = [self._ready] if self._ready else []
         have = len(self._ready)
         while wanted is None or have < wanted:
             piece = self._step(_INPUT_BYTES if wanted is None else max(wanted - have, 1))
@@ -65,7 +65,7 @@ class Decompressed:
             self._count(len(piece))
             parts.append(piece)
             have += len(piece)
-        data = b"".join(parts) if len(parts) > 1 else parts[0]
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
         if wanted is None or have <= wanted:
             self._ready = b""
             return data

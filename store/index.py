@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from store import kernels
 from store.hashing import U64
 from store.hashing_rows import halves
 from store.runs import I64, Run
@@ -53,7 +54,7 @@ def entries(hi: U64, lo: U64, words: U64, fp: U64) -> Run:
 def sorted_entries(rows: pa.RecordBatch) -> pa.RecordBatch:
     """The rows sorted by hi, lo, word (what `merge_ranges` combines them with)."""
     hi, lo, word = (rows.column(name).to_numpy() for name in ("hi", "lo", "word"))
-    order = np.argsort(hi, kind="stable")  # linear on what is sorted piecewise already
+    order = kernels.argsort(hi)
     ordered = hi[order]
     if (ordered[1:] == ordered[:-1]).any():
         order = np.lexsort((word, lo, hi))

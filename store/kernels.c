@@ -244,24 +244,33 @@ static int record_of(const u8 *at, const u8 *end, const Bounds *bounds, u8 *orde
     return past_space(at, end) == end;
 }
 
-/* JSON objects `text[starts[i]:ends[i]]` to columns: the rows that are surely valid, one behind the other, and in
- * `sure` which these are. Each of the six `data` has room for all bytes of the text, `offsets` for rows + 1. Returns
- * the number of rows.
+i64 count_lines(const u8 *text, i64 length) {
+    i64 lines = 0;
+    for (i64 at = 0; at < length; at++) lines += text[at] == '\n';
+    return lines;
+}
+
+/* Where the lines of a text end: `ends` has room for `count_lines` of them. */
+void line_ends(const u8 *text, i64 length, i64 *ends) {
+    for (const u8 *at = text; (at = memchr(at, '\n', (size_t)(text + length - at))); at++) *ends++ = at - text;
+}
+
+/* JSON objects `text[starts[i]:ends[i]]` that are surely valid, in `sure` which these are, one behind the other: their
+ * times, values and, column by column with room for `rows` each, where their strings begin and how long they are.
+ * `sizes` are the bytes of each column. Returns the number of rows.
  */
-i64 decode_lines(const u8 *text, i64 rows, const i64 *starts, const i64 *ends, const Bounds *bounds, u8 **data,
-                 i32 **offsets, i64 *times, u64 *values, u8 *sure) {
+i64 parse_lines(const u8 *text, i64 rows, const i64 *starts, const i64 *ends, const Bounds *bounds, i32 *begins,
+                i32 *lengths, i64 *times, u64 *values, u8 *sure, i64 *sizes) {
     u8 order[FIELDS] = {0, 1, 2, 3, 4, 5, 6, 7};
-    i32 length[STRINGS] = {0};
     i64 row = 0;
-    for (i32 column = 0; column < STRINGS; column++) offsets[column][0] = 0;
     for (i64 line = 0; line < rows; line++) {
         Parsed found = {0};
         sure[line] = (u8)record_of(text + starts[line], text + ends[line], bounds, order, &found);
         if (!sure[line]) continue;
         for (i32 column = 0; column < STRINGS; column++) {
-            memcpy(data[column] + length[column], found.begin[column], found.length[column]);
-            length[column] += found.length[column];
-            offsets[column][row + 1] = length[column];
+            begins[column * rows + row] = (i32)(found.begin[column] - text);
+            lengths[column * rows + row] = found.length[column];
+            sizes[column] += found.length[column];
         }
         times[row] = found.time;
         values[2 * row] = (u64)found.value;
@@ -269,6 +278,16 @@ i64 decode_lines(const u8 *text, i64 rows, const i64 *starts, const i64 *ends, c
         row++;
     }
     return row;
+}
+
+/* One column of them: `data` has room for its bytes, `offsets` for rows + 1. */
+void copy_spans(const u8 *text, i64 rows, const i32 *begins, const i32 *lengths, u8 *data, i32 *offsets) {
+    i32 at = 0;
+    offsets[0] = 0;
+    for (i64 row = 0; row < rows; row++) {
+        memcpy(data + at, text + begins[row], (size_t)lengths[row]);
+        offsets[row + 1] = at += lengths[row];
+    }
 }
 
 /* ---- Columns to JSON ---- */
@@ -374,14 +393,16 @@ static int plainness(const Strings *strings, i64 rows) {
     return control ? -1 : !special;
 }
 
-/* Canonical records, one behind the other; row i ends at offsets[i + 1]. `out` has room for 272 bytes a row and twice
- * the strings. Returns the bytes, or -1 where a string has a control character.
+/* Canonical records, one behind the other; row i ends at offsets[i + 1]. `out` has room for 176 bytes a row and the
+ * strings, or twice the strings. Returns the bytes; -1 where a string has a control character, -2 where something is to
+ * be escaped and only the strings themselves have room.
  */
-i64 render_records(i64 rows, const Strings *strings, const i64 *times, const u64 *values, u8 *out, i32 *offsets) {
+i64 render_records(i64 rows, const Strings *strings, const i64 *times, const u64 *values, int is_twice, u8 *out,
+                   i32 *offsets) {
     const u8 *begin = out;
     int plain[STRINGS];
     for (i32 column = 0; column < STRINGS; column++)
-        if ((plain[column] = plainness(strings + column, rows)) < 0) return -1;
+        if ((plain[column] = plainness(strings + column, rows)) <= -is_twice) return plain[column] < 0 ? -1 : -2;
     offsets[0] = 0;
     for (i64 row = 0; row < rows; row++) {
         out = PUT(out, "{\"recordId\":\"");
@@ -514,5 +535,165 @@ void hash_records(i64 rows, const Strings *strings, const i64 *times, const u64 
         id_lo[row] = lanes[ID][LO] & mask;
         key_hi[row] = mixed(lanes[DESTINATION][HI] * GOLDEN ^ lanes[REFERENCE_][LO]);
         key_lo[row] = mixed(lanes[DESTINATION][LO] + rotated(lanes[REFERENCE_][HI], 23) * GOLDEN);
+    }
+}
+
+/* ---- Sorting and searching of hashes ---- */
+
+typedef struct {
+    u64 key;
+    i64 row;
+} Keyed;
+
+enum { DIGIT_BITS = 11, DIGITS = 1 << DIGIT_BITS, PASSES = 6 };
+
+/* Stable, by the digits from number `first` on; false where the pairs end in `other`. */
+static int sort_by_digits(i64 rows, Keyed *pairs, Keyed *other, i32 first) {
+    i32 counts[PASSES][DIGITS];
+    int moved = 0;
+    memset(counts, 0, sizeof counts);
+    for (i64 row = 0; row < rows; row++)
+        for (i32 pass = first; pass < PASSES; pass++) counts[pass][pairs[row].key >> DIGIT_BITS * pass & (DIGITS - 1)]++;
+    for (i32 pass = first; pass < PASSES; pass++) {
+        i32 *count = counts[pass], sum = 0;
+        if (count[pairs[0].key >> DIGIT_BITS * pass & (DIGITS - 1)] == rows) continue; /* all the same */
+        for (i32 digit = 0; digit < DIGITS; digit++) {
+            i32 begin = sum;
+            sum += count[digit], count[digit] = begin;
+        }
+        for (i64 row = 0; row < rows; row++)
+            other[count[pairs[row].key >> DIGIT_BITS * pass & (DIGITS - 1)]++] = pairs[row];
+        Keyed *swapped = pairs;
+        pairs = other, other = swapped, moved = !moved;
+    }
+    return !moved;
+}
+
+/* Stable, by insertion; false where that takes too long, which leaves equal keys as they stood. */
+static int sort_nearly_sorted(i64 rows, Keyed *pairs) {
+    i64 left = 4 * rows;
+    for (i64 row = 1; row < rows; row++) {
+        Keyed pair = pairs[row];
+        i64 at = row;
+        for (; at > 0 && pairs[at - 1].key > pair.key; at--) {
+            pairs[at] = pairs[at - 1];
+            left--;
+        }
+        pairs[at] = pair;
+        if (left < 0) return 0;
+    }
+    return 1;
+}
+
+/* The order in which keys ascend, equal ones as they stand; `scratch` has room for two pairs a key. Hashes are sorted
+ * by their upper half, which leaves little to do.
+ */
+void sort_keys(i64 rows, const u64 *keys, i64 *order, Keyed *scratch) {
+    Keyed *pairs = scratch, *other = scratch + rows;
+    if (!rows) return;
+    for (i64 row = 0; row < rows; row++) pairs[row] = (Keyed){keys[row], row};
+    if (!sort_by_digits(rows, pairs, other, PASSES / 2)) pairs = other, other = scratch;
+    if (!sort_nearly_sorted(rows, pairs) && !sort_by_digits(rows, pairs, other, 0)) pairs = other;
+    for (i64 row = 0; row < rows; row++) order[row] = pairs[row].row;
+}
+
+/* The pages of a run: page p has size[p] hashes, hi[hi_at[p]] and on, lo[lo_at[p]] and on. */
+typedef struct {
+    const u64 *hi, *lo;
+    i64 pages;
+    const i64 *hi_at, *lo_at, *size;
+    const u64 *first;      /* hash of each page */
+    const double *density; /* rows of each page by hash */
+} Pages;
+
+static i64 within(i64 row, i64 size) { return row < 0 ? 0 : row >= size ? size - 1 : row; }
+
+/* The first of `size` ascending hashes that is not below `wanted`, which is near `guess`. */
+static i64 lower_bound(const u64 *hi, i64 size, u64 wanted, i64 guess) {
+    i64 low = guess, high = guess, step = 1;
+    if (hi[guess] < wanted) {
+        for (low++, high = low; high < size && hi[high] < wanted; step *= 2) low = high + 1, high += step;
+        if (high > size) high = size;
+    } else {
+        for (; low > 0 && hi[low - 1] >= wanted; step *= 2) {
+            high = low - 1;
+            low = low > step ? low - step : 0;
+            if (hi[low] < wanted) { low++; break; }
+        }
+    }
+    while (low < high) {
+        i64 middle = low + (high - low) / 2;
+        if (hi[middle] < wanted) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
+/* Rows with one of the hashes (`hi` ascends) as (needle, page, row), in order of the needles. Memory is slow and hashes
+ * are uniform: the places of many are guessed, and asked for, before the first is read. Returns how many there are; only
+ * `room` of them are written.
+ */
+i64 find_hashes(i64 needles, const u64 *hi, const u64 *lo, const Pages *run, i64 room, i64 *needle, i64 *page, i64 *row) {
+    enum { GROUP = 64 };
+    i64 found = 0, current = 0;
+    for (i64 begin = 0; begin < needles; begin += GROUP) {
+        i64 many = needles - begin < GROUP ? needles - begin : GROUP;
+        i64 of[GROUP], guess[GROUP];
+        for (i64 at = 0; at < many; at++) {
+            u64 wanted = hi[begin + at];
+            while (current + 1 < run->pages && run->first[current + 1] <= wanted) current++;
+            of[at] = current;
+            double rows = wanted < run->first[current] ? 0 : (double)(wanted - run->first[current]) * run->density[current];
+            guess[at] = rows < (double)run->size[current] ? (i64)rows : run->size[current] - 1;
+            __builtin_prefetch(run->hi + run->hi_at[current] + guess[at]);
+        }
+        for (i64 at = 0; at < many; at++) {
+            const u64 *hashes = run->hi + run->hi_at[of[at]];
+            double step = (double)(i64)(hi[begin + at] - hashes[guess[at]]) * run->density[of[at]];
+            double size = (double)run->size[of[at]];
+            guess[at] = within(guess[at] + (i64)(step < -size ? -size : step > size ? size : step), run->size[of[at]]);
+            __builtin_prefetch(hashes + guess[at]);
+        }
+        for (i64 at = 0; at < many; at++) {
+            const u64 *hashes = run->hi + run->hi_at[of[at]];
+            guess[at] = lower_bound(hashes, run->size[of[at]], hi[begin + at], guess[at]);
+            if (guess[at] < run->size[of[at]] && hashes[guess[at]] == hi[begin + at])
+                __builtin_prefetch(run->lo + run->lo_at[of[at]] + guess[at]);
+            else guess[at] = -1;
+        }
+        for (i64 at = 0; at < many; at++) {
+            const u64 *hashes = run->hi + run->hi_at[of[at]];
+            for (i64 next = guess[at]; next >= 0 && next < run->size[of[at]] && hashes[next] == hi[begin + at]; next++) {
+                if (run->lo[run->lo_at[of[at]] + next] != lo[begin + at]) continue;
+                if (found < room) needle[found] = begin + at, page[found] = of[at], row[found] = next;
+                found++;
+            }
+        }
+    }
+    return found;
+}
+
+/* ---- Rows in another order ---- */
+
+enum { AHEAD = 24 };
+
+/* Offsets of rows of a column in another order, `out` with room for rows + 1; returns the bytes of their strings. */
+i64 take_offsets(i64 rows, const i64 *order, const i32 *offsets, i32 *out) {
+    i64 total = 0;
+    out[0] = 0;
+    for (i64 row = 0; row < rows; row++) {
+        if (row + AHEAD < rows) __builtin_prefetch(offsets + order[row + AHEAD]);
+        total += offsets[order[row] + 1] - offsets[order[row]];
+        out[row + 1] = (i32)total;
+    }
+    return total;
+}
+
+/* The strings themselves, which `out` has room for. */
+void take_strings(i64 rows, const i64 *order, const Strings *strings, u8 *out) {
+    for (i64 row = 0; row < rows; row++) {
+        i32 at = strings->offsets[order[row]];
+        if (row + AHEAD < rows) __builtin_prefetch(strings->data + strings->offsets[order[row + AHEAD]]);
+        out = put_bytes(out, strings->data + at, strings->offsets[order[row] + 1] - at);
     }
 }

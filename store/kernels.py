@@ -22,12 +22,18 @@ from store.schema import FIELD_LIMIT, RECORD, STRING_FIELDS, TIME_MAX_US, TIME_M
 
 __all__ = [
     "Lanes",
+    "Pages",
+    "argsort",
     "available",
     "decode_lines",
+    "find_hashes",
     "hash_records",
+    "line_ends",
+    "load",
     "render_notifications",
     "render_previous",
     "render_records",
+    "taken",
 ]
 
 logger = logging.getLogger("oncelake.store")
@@ -37,33 +43,45 @@ I64 = npt.NDArray[np.int64]
 Lanes = tuple[U64, U64, U64, U64, U64]
 """Of records: id hi, id lo, key hi, key lo, fingerprint."""
 
-_RECORD_BYTES = 272
+_RECORD_BYTES = 176
 _PREVIOUS_BYTES = 384
 _LINE_BYTES = 64
 """What a row takes at most beside its strings; the same figures stand in the C."""
+
+_CONTROL = -1
+"""What rendering returns where a string has a control character."""
 
 _MOST_BYTES = (1 << 31) - 1
 """Of a string array of Arrow, whose offsets are 32 bits."""
 
 
-def _library() -> ctypes.CDLL | None:
+def load(path: Path) -> ctypes.CDLL:
+    """The library at a path. Raises `OSError`."""
+    library = ctypes.CDLL(str(path))
+    for name in (
+        "count_lines", "find_hashes", "parse_lines", "render_notifications", "render_previous", "render_records",
+        "take_offsets",
+    ):  # fmt: skip
+        getattr(library, name).restype = ctypes.c_int64
+    for name in ("line_ends", "copy_spans", "hash_records", "sort_keys", "take_strings"):
+        getattr(library, name).restype = None
+    return library
+
+
+def _built() -> ctypes.CDLL | None:
     if sys.byteorder != "little":
         return None
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
         path = Path(__file__).with_name("_kernels" + suffix)
         if path.exists():
             try:
-                return ctypes.CDLL(str(path))
-            except OSError as error:
+                return load(path)
+            except (OSError, AttributeError) as error:  # of another machine, or another version
                 logger.warning("%s cannot be loaded, bulk is slower without it: %s", path, error)
     return None
 
 
-_C = _library()
-if _C is not None:
-    for _name in ("decode_lines", "render_records", "render_previous", "render_notifications"):
-        getattr(_C, _name).restype = ctypes.c_int64
-    _C.hash_records.restype = None
+_C = _built()
 
 
 def available() -> bool:
@@ -115,6 +133,15 @@ def _strings(rows: int, offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uin
     return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(data))
 
 
+def line_ends(text: bytes) -> I64:
+    """Where the line feeds of a text are."""
+    if _C is None:
+        return np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
+    ends = np.empty(_C.count_lines(text, ctypes.c_int64(len(text))), np.int64)
+    _C.line_ends(text, ctypes.c_int64(len(text)), _at(ends))
+    return ends
+
+
 def decode_lines(
     text: bytes, starts: I64, ends: I64, *, negative: bool
 ) -> tuple[pa.RecordBatch, npt.NDArray[np.bool_]] | None:
@@ -122,26 +149,26 @@ def decode_lines(
 
     `negative`: whether values below 0 are. The schema of the records is `RECORD`.
     """
-    lines = len(starts)
     if _C is None or len(text) > _MOST_BYTES:
         return None
+    lines, columns = len(starts), len(STRING_FIELDS)
     bounds = _Bounds(FIELD_LIMIT, UNIT_LIMIT, TIME_MIN_US, TIME_MAX_US, negative)
     starts, ends = np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(ends, np.int64)
-    data = [np.empty(len(text), np.uint8) for _ in STRING_FIELDS]
-    offsets = [np.empty(lines + 1, np.int32) for _ in STRING_FIELDS]
+    begins, lengths = np.empty((columns, lines), np.int32), np.empty((columns, lines), np.int32)
     times, values, sure = np.empty(lines, np.int64), np.empty((lines, 2), np.uint64), np.empty(lines, np.bool_)
-    pointers = ctypes.c_void_p * len(STRING_FIELDS)
-    rows = _C.decode_lines(
-        text, ctypes.c_int64(lines), _at(starts), _at(ends), ctypes.byref(bounds),
-        pointers(*(array.ctypes.data for array in data)), pointers(*(array.ctypes.data for array in offsets)),
-        _at(times), _at(values), _at(sure),
+    sizes = np.zeros(columns, np.int64)
+    rows = _C.parse_lines(
+        text, ctypes.c_int64(lines), _at(starts), _at(ends), ctypes.byref(bounds), _at(begins), _at(lengths),
+        _at(times), _at(values), _at(sure), _at(sizes),
     )  # fmt: skip
-    columns = {
-        name: _strings(rows, bound, content) for name, bound, content in zip(STRING_FIELDS, offsets, data, strict=True)
-    }
+    found: dict[str, pa.Array] = {}
+    for name, begin, length, size in zip(STRING_FIELDS, begins, lengths, sizes.tolist(), strict=True):
+        data, offsets = np.empty(size, np.uint8), np.empty(rows + 1, np.int32)
+        _C.copy_spans(text, ctypes.c_int64(rows), _at(begin), _at(length), _at(data), _at(offsets))
+        found[name] = _strings(rows, offsets, data)
     for name, array in (("time", times), ("value", values)):
-        columns[name] = pa.Array.from_buffers(RECORD.field(name).type, rows, [None, pa.py_buffer(array)])
-    return pa.RecordBatch.from_arrays([columns[name] for name in RECORD.names], schema=RECORD), sure
+        found[name] = pa.Array.from_buffers(RECORD.field(name).type, rows, [None, pa.py_buffer(array)])
+    return pa.RecordBatch.from_arrays([found[name] for name in RECORD.names], schema=RECORD), sure
 
 
 def render_records(strings: Sequence[pa.StringArray], time: pa.Array, value: pa.Array) -> pa.StringArray | None:
@@ -150,14 +177,20 @@ def render_records(strings: Sequence[pa.StringArray], time: pa.Array, value: pa.
         return None
     rows = len(time)
     columns = _columns(strings)
-    most = _RECORD_BYTES * rows + 2 * columns.bytes
-    if not rows or most > _MOST_BYTES:
-        return None
-    out, offsets = np.empty(most, np.uint8), np.empty(rows + 1, np.int32)
-    size = _C.render_records(
-        ctypes.c_int64(rows), columns.structs, _words(time, 8), _words(value, 16), _at(out), _at(offsets)
-    )
-    return _strings(rows, offsets, out[:size]) if size >= 0 else None
+    for times in (1, 2):  # most records have nothing to escape
+        most = _RECORD_BYTES * rows + times * columns.bytes
+        if not rows or most > _MOST_BYTES:
+            return None
+        out, offsets = np.empty(most, np.uint8), np.empty(rows + 1, np.int32)
+        size = _C.render_records(
+            ctypes.c_int64(rows), columns.structs, _words(time, 8), _words(value, 16), ctypes.c_int(times - 1),
+            _at(out), _at(offsets),
+        )  # fmt: skip
+        if size >= 0:
+            return _strings(rows, offsets, out[:size])
+        if size == _CONTROL:
+            break
+    return None
 
 
 def render_previous(
@@ -218,3 +251,74 @@ def hash_records(
             ctypes.c_uint64(mask), *map(_at, lanes),
         )  # fmt: skip
     return lanes  # type: ignore[return-value]
+
+
+def argsort(keys: U64) -> I64:
+    """The order in which keys ascend, equal ones as they stand."""
+    if _C is None:
+        return np.argsort(keys, kind="stable")
+    keys = np.ascontiguousarray(keys, np.uint64)
+    order, scratch = np.empty(len(keys), np.int64), np.empty((len(keys), 4), np.uint64)
+    _C.sort_keys(ctypes.c_int64(len(keys)), _at(keys), _at(order), _at(scratch))
+    return order
+
+
+class Pages:
+    """The pages of a run as the C takes them: page p is `hi[hi_at[p]:][:size[p]]` and the same of `lo`."""
+
+    def __init__(
+        self, hi: U64, lo: U64, hi_at: I64, lo_at: I64, size: I64, first: U64, density: npt.NDArray[np.float64]
+    ) -> None:
+        self._held = (hi, lo, hi_at, lo_at, size, first, density)
+        self.struct = _Pages(
+            hi.ctypes.data, lo.ctypes.data, len(size), *(array.ctypes.data for array in self._held[2:])
+        )  # fmt: skip
+
+
+class _Pages(ctypes.Structure):
+    _fields_ = [
+        ("hi", ctypes.c_void_p), ("lo", ctypes.c_void_p), ("pages", ctypes.c_int64), ("hi_at", ctypes.c_void_p),
+        ("lo_at", ctypes.c_void_p), ("size", ctypes.c_void_p), ("first", ctypes.c_void_p),
+        ("density", ctypes.c_void_p),
+    ]  # fmt: skip
+
+
+def find_hashes(hi: U64, lo: U64, pages: Pages) -> tuple[I64, I64, I64] | None:
+    """(needle, page, row) of every row that has one of the hashes, in order of the needles; `hi` ascends."""
+    if _C is None:
+        return None
+    hi, lo = np.ascontiguousarray(hi), np.ascontiguousarray(lo)
+    room = len(hi)
+    while True:
+        needle, page, row = (np.empty(room, np.int64) for _ in range(3))
+        found = _C.find_hashes(
+            ctypes.c_int64(len(hi)), _at(hi), _at(lo), ctypes.byref(pages.struct), ctypes.c_int64(room),
+            _at(needle), _at(page), _at(row),
+        )  # fmt: skip
+        if found <= room:
+            return needle[:found], page[:found], row[:found]
+        room = found
+
+
+def taken(rows: pa.Table, order: I64) -> pa.Table:
+    """Rows in another order, `rows.take(order)`; columns are one chunk each and have no nulls.
+
+    Rows far apart in memory are asked for before they are copied, which Arrow does not do.
+    """
+    return pa.table([_taken(column.combine_chunks(), order) for column in rows.columns], schema=rows.schema)
+
+
+def _taken(column: pa.Array, order: I64) -> pa.Array:
+    if _C is None or column.type != pa.string() or not len(column):
+        return column.take(pa.array(order))
+    order = np.ascontiguousarray(order, np.int64)
+    strings = _columns([column])
+    offsets = np.empty(len(order) + 1, np.int32)
+    size = _C.take_offsets(
+        ctypes.c_int64(len(order)), _at(order), ctypes.c_void_p(strings.structs[0].offsets), _at(offsets)
+    )
+    if size > _MOST_BYTES:
+        return column.take(pa.array(order))
+    data = np.empty(size, np.uint8)
+    _C.take_strings(ctypes.c_int64(len(order)), _at(order), strings.structs, _at(data))
+    return _strings(len(order), offsets, data)

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
+from store import kernels
 from store.catalog import FileRow
 from store.codes import changes, folded, numbers, ranks
 from store.errors import MEND, CorruptionError
@@ -60,11 +61,12 @@ def partitions(rows: pa.Table) -> Iterator[Partition]:
     """Cut rows by the UTC date of their time, each part sorted; one after another, so that one is in memory."""
     if not rows.num_rows:
         return
+    rows = rows.combine_chunks()  # or each part would do so again
     order, days = _sorted(rows)
     starts = changes(days)
     ends = np.r_[starts[1:], len(days)]
     for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        yield Partition(int(days[start]), rows.take(pa.array(order[start:end])))
+        yield Partition(int(days[start]), kernels.taken(rows, order[start:end]))
 
 
 def _sorted(rows: pa.Table) -> tuple[I64, I64]:

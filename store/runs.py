@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from store import kernels
 from store.hashing import U64
 
 __all__ = ["PAGE_ROWS", "Run", "map_run", "merge_ranges", "tier_to_merge"]
@@ -67,6 +68,8 @@ class Run:
         self._first = np.array([page[0] for page in hi], np.uint64)
         last = np.array([page[-1] for page in hi], np.uint64)
         self._density = self._sizes / np.maximum((last - self._first).astype(np.float64), 1.0)
+        facts = (self._hi_at, self._lo_at, self._sizes, self._first, self._density)
+        self._in_c = kernels.Pages(self._hi, self._lo, *facts)
 
     def find(self, hi: U64, lo: U64) -> Iterator[tuple[I64, pa.RecordBatch]]:
         """All rows with one of the hashes, some at a time, as (index of the hash, row). `hi` must ascend."""
@@ -105,6 +108,8 @@ class Run:
 
         A hash may match several rows, which lie side by side on one page.
         """
+        if (in_c := kernels.find_hashes(hi, lo, self._in_c)) is not None:
+            return in_c
         page = np.searchsorted(self._first, hi, side="right") - 1
         at, end = self._seek(page, hi), self._ends[page]
         needle = np.flatnonzero((self._hi[np.minimum(at, end - 1)] == hi) & (at < end))

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from store import kernels
 from store.codes import changed
 from store.hashing import U64
 from store.hashing_rows import halves
@@ -146,7 +147,7 @@ def _groups(rows: pa.RecordBatch) -> tuple[I64, I64]:
     hi, lo = rows.column("hi").to_numpy(), rows.column("lo").to_numpy()
     units = rows.column("unit").dictionary_encode()
     unit = units.indices.to_numpy()
-    order = np.argsort(hi, kind="stable")
+    order = kernels.argsort(hi)
     new = changed(hi[order])
     if (new != (new | changed(lo[order]) | changed(unit[order]))).any():
         names = units.dictionary.cast(pa.binary()).to_pylist()

@@ -5,10 +5,10 @@ Prints how many lines were decoded. A byte read or written outside of a buffer e
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ import pyarrow as pa
 from store import kernels
 from store.canonical import render_records
 from store.hashing import Hasher
+from store.runs import Run
 
 LINES = [
     b'{"recordId":"rec-1","time":"2024-03-01T12:00:00.123456Z","sourceId":"s","destinationId":"dest","type":"positive",'
@@ -47,10 +48,7 @@ def _each(lines: list[bytes]) -> pa.RecordBatch:
 
 def main() -> None:
     """All of it."""
-    library = ctypes.CDLL(sys.argv[1])
-    for name in ("decode_lines", "render_records", "render_previous", "render_notifications"):
-        getattr(library, name).restype = ctypes.c_int64
-    kernels._C = library
+    kernels._C = kernels.load(Path(sys.argv[1]))
     lines = [changed for line in LINES for changed in mutations(line)]
     hasher = Hasher(b"seed")
     for line in lines:
@@ -70,6 +68,14 @@ def main() -> None:
     assert previous is not None
     lines_of_it = kernels.render_notifications(1 << 62, b"middle", texts, previous, np.arange(rows))
     assert lines_of_it is not None
+    draw = np.random.default_rng(7)
+    for size in (1, 2, 63, 64, 65, 5_000):
+        keys = draw.integers(0, 1 << 64, size, np.uint64) >> np.uint64(size % 2 * 40)
+        ordered = keys[kernels.argsort(keys)]
+        run = Run([pa.record_batch([ordered, ordered], names=["hi", "lo"])])
+        asked = np.sort(np.concatenate([keys, keys + np.uint64(1), keys - np.uint64(1)]))
+        assert sum(len(needles) for needles, _ in run.find(asked, asked)) >= size
+    kernels.taken(pa.Table.from_batches([records]), draw.permutation(rows))
     print(len(lines))  # noqa: T201
 
 

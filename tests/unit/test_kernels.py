@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
+from random import Random
 from unittest.mock import patch
 
 import numpy as np
@@ -19,11 +21,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from outbox.messages import Previous, SingleUnit, notification_lines, previous_of_one_unit
-from store import kernels
+from store import kernels, runs
 from store.canonical import render_records
 from store.fresh import columns_of
 from store.hashing import Hasher
 from store.plain import Row
+from store.runs import Run, map_run
 from store.schema import RECORD, TIME_MAX_US
 from store.sums import limbs
 from tests.support.sanitized import LINES, mutations
@@ -133,6 +136,72 @@ def test_an_array_that_is_too_large_for_arrow_is_left_to_python(monkeypatch: pyt
     assert kernels.render_records(strings, columns[1], columns[5]) is None
     assert kernels.decode_lines(LINES[0], np.array([0]), np.array([len(LINES[0])]), negative=False) is None
     assert render_records(table).to_pylist()[0].startswith('{"recordId":"a"')
+
+
+hashes = st.integers(0, 2**64 - 1) | st.integers(0, 40) | st.integers(2**63 - 20, 2**63 + 20) | st.just(2**64 - 1)
+
+
+@given(st.lists(hashes, max_size=60), st.integers(0, 2**64 - 1))
+@example(list(range(3_000, 0, -1)), 2**20 - 1)
+@example([7] * 3_000, 2**64 - 1)
+def test_keys_are_sorted_as_by_numpy(found: list[int], mask: int) -> None:
+    """Equal ones as they stand, also where the upper halves are all the same, or fall."""
+    keys = np.array(found, np.uint64) & np.uint64(mask)
+    assert kernels.argsort(keys).tolist() == np.argsort(keys, kind="stable").tolist()
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.tuples(hashes, st.integers(0, 2)), min_size=1, max_size=60),
+    st.lists(st.tuples(hashes, st.integers(0, 2)), max_size=60),
+    st.integers(1, 5),
+)
+def test_hashes_are_found_as_by_numpy(stored: list[tuple[int, int]], asked: list[tuple[int, int]], size: int) -> None:
+    """On many pages, several rows with one hash among them, hashes that are far from uniform."""
+    rows = pa.record_batch(
+        [
+            pa.array([hi for hi, _ in sorted(stored)], pa.uint64()),
+            pa.array([lo for _, lo in sorted(stored)], pa.uint64()),
+            pa.array(range(len(stored)), pa.uint64()),
+        ],
+        names=["hi", "lo", "row"],
+    )
+    needles = sorted(asked + stored[:3])
+    hi, lo = (np.array(column, np.uint64) for column in zip(*needles, strict=True))
+
+    def found(run: Run) -> list[tuple[int, int]]:
+        pieces = [(at.tolist(), part.column("row").to_pylist()) for at, part in run.find(hi, lo)]
+        return sorted(pair for at, part in pieces for pair in zip(at, part, strict=True))
+
+    with tempfile.TemporaryDirectory() as folder, patch.object(runs, "PAGE_ROWS", size):
+        path = Path(folder) / "run.arrow"
+        with pa.ipc.new_file(str(path), rows.schema) as writer:
+            for page in runs._paged(rows):
+                writer.write_batch(page)
+        run = map_run(path, "run")
+        in_c = found(run)
+        assert in_c == sorted(
+            (at, row) for at, needle in enumerate(needles) for row, pair in enumerate(sorted(stored)) if pair == needle
+        )
+        with without_c():
+            assert in_c == found(run)
+
+
+@given(st.lists(st.tuples(texts, st.integers()), max_size=20), st.randoms(), st.integers(0, 2))
+def test_rows_are_taken_as_by_arrow(found: list[tuple[str, int]], random: Random, cut: int) -> None:
+    """Some of them, in any order, several times."""
+    table = pa.table([[text for text, _ in found], [float(number % 97) for _, number in found]], names=["a", "b"])
+    table = table.cast(pa.schema([("a", pa.string()), ("b", pa.float64())])).slice(cut)
+    order = np.array([random.randrange(table.num_rows) for _ in range(9)] if table.num_rows else [], np.int64)
+    taken = kernels.taken(table, order)
+    taken.validate(full=True)
+    assert taken.equals(table.take(pa.array(order)))
+
+
+@given(st.binary(max_size=40) | st.text("a\n", max_size=40).map(str.encode))
+def test_lines_end_where_their_line_feeds_are(text: bytes) -> None:
+    """Whatever else is there."""
+    assert kernels.line_ends(text).tolist() == [at for at, byte in enumerate(text) if byte == 10]
 
 
 def test_no_byte_outside_of_a_buffer_is_touched(tmp_path: Path) -> None:
