@@ -66,10 +66,10 @@ def find(runs: Sequence[Run], hi: U64, lo: U64) -> Hits:
     """All rows of the runs that have one of the hashes; `hi` must ascend."""
     needles, words, prints = [], [], []
     for run in runs:
-        for needle, rows in run.find(hi, lo):
+        for needle, pages, rows in run.places(hi, lo):
             needles.append(needle)
-            words.append(rows.column("word").to_numpy())
-            prints.append(rows.column("fp").to_numpy())
+            words.append(run.numbers("word", pages, rows))
+            prints.append(run.numbers("fp", pages, rows))
     if not needles:
         nothing = np.zeros(0, dtype=np.int64)
         return Hits(nothing, nothing, nothing, nothing.astype(np.uint64))

@@ -597,13 +597,19 @@ void sort_keys(i64 rows, const u64 *keys, i64 *order, Keyed *scratch) {
     for (i64 row = 0; row < rows; row++) order[row] = pairs[row].row;
 }
 
-/* The pages of a run: page p has size[p] hashes, hi[hi_at[p]] and on, lo[lo_at[p]] and on. */
+enum { ANCHORS = 512 };
+
+/* The pages of a run: page p has size[p] hashes, hi[hi_at[p]] and on, lo[lo_at[p]] and on. Of a page that was asked for
+ * many hashes at once, `anchors` keeps every 512th part, ANCHORS + 1 a page, so that it need not be read to be searched.
+ */
 typedef struct {
     const u64 *hi, *lo;
     i64 pages;
     const i64 *hi_at, *lo_at, *size;
     const u64 *first;      /* hash of each page */
     const double *density; /* rows of each page by hash */
+    u64 *anchors;
+    u8 *anchored;          /* whether a page has them */
 } Pages;
 
 static i64 within(i64 row, i64 size) { return row < 0 ? 0 : row >= size ? size - 1 : row; }
@@ -629,6 +635,33 @@ static i64 lower_bound(const u64 *hi, i64 size, u64 wanted, i64 guess) {
     return low;
 }
 
+/* Threads may do so at a time: what they write is the same. */
+static void anchor(const Pages *run, i64 page) {
+    const u64 *hashes = run->hi + run->hi_at[page];
+    u64 *anchors = run->anchors + page * (ANCHORS + 1);
+    for (i64 part = 0; part < ANCHORS; part++) anchors[part] = hashes[part * run->size[page] / ANCHORS];
+    anchors[ANCHORS] = hashes[run->size[page] - 1];
+    __atomic_store_n(run->anchored + page, 1, __ATOMIC_RELEASE);
+}
+
+/* About where in a page a hash is, from what is known without reading it. */
+static i64 guessed(const Pages *run, i64 page, u64 wanted) {
+    i64 size = run->size[page];
+    u64 first = run->first[page];
+    double rows = wanted < first ? 0 : (double)(wanted - first) * run->density[page];
+    i64 guess = rows < (double)size ? (i64)rows : size - 1;
+    if (!__atomic_load_n(run->anchored + page, __ATOMIC_ACQUIRE)) return guess;
+    const u64 *anchors = run->anchors + page * (ANCHORS + 1);
+    i64 part = guess * ANCHORS / size;
+    while (part > 0 && anchors[part] > wanted) part--;
+    while (part < ANCHORS - 1 && anchors[part + 1] <= wanted) part++;
+    i64 begin = part * size / ANCHORS, end = (part + 1) * size / ANCHORS;
+    if (wanted <= anchors[part]) return begin;
+    if (wanted >= anchors[part + 1]) return within(end, size);
+    double share = (double)(wanted - anchors[part]) / (double)(anchors[part + 1] - anchors[part]);
+    return within(begin + (i64)(share * (double)(end - begin)), size);
+}
+
 /* Rows with one of the hashes (`hi` ascends) as (needle, page, row), in order of the needles. Memory is slow and hashes
  * are uniform: the places of many are guessed, and asked for, before the first is read. Returns how many there are; only
  * `room` of them are written.
@@ -642,9 +675,12 @@ i64 find_hashes(i64 needles, const u64 *hi, const u64 *lo, const Pages *run, i64
         for (i64 at = 0; at < many; at++) {
             u64 wanted = hi[begin + at];
             while (current + 1 < run->pages && run->first[current + 1] <= wanted) current++;
+            i64 ahead = begin + at + ANCHORS;
+            if (!run->anchored[current] && run->size[current] >= ANCHORS && ahead < needles && wanted >= run->first[current] &&
+                (current + 1 == run->pages || hi[ahead] < run->first[current + 1]))
+                anchor(run, current);
             of[at] = current;
-            double rows = wanted < run->first[current] ? 0 : (double)(wanted - run->first[current]) * run->density[current];
-            guess[at] = rows < (double)run->size[current] ? (i64)rows : run->size[current] - 1;
+            guess[at] = guessed(run, current, wanted);
             __builtin_prefetch(run->hi + run->hi_at[current] + guess[at]);
         }
         for (i64 at = 0; at < many; at++) {

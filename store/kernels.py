@@ -48,6 +48,7 @@ _PREVIOUS_BYTES = 384
 _LINE_BYTES = 64
 """What a row takes at most beside its strings; the same figures stand in the C."""
 
+_ANCHORS = 512
 _CONTROL = -1
 """What rendering returns where a string has a control character."""
 
@@ -269,17 +270,18 @@ class Pages:
     def __init__(
         self, hi: U64, lo: U64, hi_at: I64, lo_at: I64, size: I64, first: U64, density: npt.NDArray[np.float64]
     ) -> None:
-        self._held = (hi, lo, hi_at, lo_at, size, first, density)
-        self.struct = _Pages(
-            hi.ctypes.data, lo.ctypes.data, len(size), *(array.ctypes.data for array in self._held[2:])
-        )  # fmt: skip
+        pages = len(size)
+        anchors, anchored = np.empty((pages, _ANCHORS + 1), np.uint64), np.zeros(pages, np.uint8)
+        self._held = (hi, lo, hi_at, lo_at, size, first, density, anchors, anchored)
+        at = [array.ctypes.data for array in self._held]
+        self.struct = _Pages(*at[:2], pages, *at[2:])
 
 
 class _Pages(ctypes.Structure):
     _fields_ = [
         ("hi", ctypes.c_void_p), ("lo", ctypes.c_void_p), ("pages", ctypes.c_int64), ("hi_at", ctypes.c_void_p),
         ("lo_at", ctypes.c_void_p), ("size", ctypes.c_void_p), ("first", ctypes.c_void_p),
-        ("density", ctypes.c_void_p),
+        ("density", ctypes.c_void_p), ("anchors", ctypes.c_void_p), ("anchored", ctypes.c_void_p),
     ]  # fmt: skip
 
 

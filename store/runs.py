@@ -40,7 +40,7 @@ _FILTER_BITS = 3
 
 _NONE = np.zeros(0, np.int64)
 _BLOCK = 1 << 14
-"""So many hashes are looked up at once: what is computed for them stays in the cache."""
+"""So many hashes are looked up at once without the C: what is computed for them stays in the cache."""
 
 
 class Run:
@@ -51,6 +51,8 @@ class Run:
 
     def __init__(self, pages: Iterable[pa.RecordBatch], name: str = "", words: U64 | None = None) -> None:
         self.name = name
+        self._words = words
+        self._columns: dict[str, I64] = {}
         self._pages = [page for page in pages if page.num_rows]
         self.rows = sum(page.num_rows for page in self._pages)
         hi, lo = ([page.column(name).to_numpy() for page in self._pages] for name in ("hi", "lo"))
@@ -73,15 +75,29 @@ class Run:
 
     def find(self, hi: U64, lo: U64) -> Iterator[tuple[I64, pa.RecordBatch]]:
         """All rows with one of the hashes, some at a time, as (index of the hash, row). `hi` must ascend."""
+        for needles, pages, rows in self.places(hi, lo):
+            yield needles, pa.concat_batches(self._taken(pages, rows))
+
+    def places(self, hi: U64, lo: U64) -> Iterator[tuple[I64, I64, I64]]:
+        """Where these rows are, as (index of the hash, page, row of the page)."""
         if not self._pages:
             return
         if self._filter is None:
-            yield from self._find(hi, lo)
+            yield from self._places(hi, lo)
             return
         shift, flags = self._filter
         likely = np.flatnonzero(flags[hi >> shift])
-        for needles, rows in self._find(hi[likely], lo[likely]):
-            yield likely[needles], rows
+        for needles, pages, rows in self._places(hi[likely], lo[likely]):
+            yield likely[needles], pages, rows
+
+    def numbers(self, name: str, pages: I64, rows: I64) -> U64:
+        """A column of 64-bit words at these places."""
+        if self._words is None:
+            return np.asarray(self._pages[0].column(name).to_numpy()[rows])
+        at = self._columns.get(name)
+        if at is None:
+            at = self._columns[name] = _places([page.column(name).to_numpy() for page in self._pages], self._words)
+        return np.asarray(self._words[at[pages] + rows])
 
     @cached_property
     def _filter(self) -> tuple[np.uint64, npt.NDArray[np.bool_]] | None:
@@ -97,11 +113,13 @@ class Run:
         flags[self._hi >> shift] = True
         return shift, flags
 
-    def _find(self, hi: U64, lo: U64) -> Iterator[tuple[I64, pa.RecordBatch]]:
-        for begin in range(int(np.searchsorted(hi, self._first[0])), len(hi), _BLOCK):
-            needles, pages, rows = self._matches(hi[begin : begin + _BLOCK], lo[begin : begin + _BLOCK])
+    def _places(self, hi: U64, lo: U64) -> Iterator[tuple[I64, I64, I64]]:
+        begin = int(np.searchsorted(hi, self._first[0]))
+        step = max(len(hi), 1) if kernels.available() else _BLOCK
+        for at in range(begin, len(hi), step):
+            needles, pages, rows = self._matches(hi[at : at + step], lo[at : at + step])
             if len(needles):
-                yield needles + begin, pa.concat_batches(self._taken(pages, rows))
+                yield needles + at, pages, rows
 
     def _matches(self, hi: U64, lo: U64) -> tuple[I64, I64, I64]:
         """(index of the hash, page, row of the page) of every match, by pages.
