@@ -115,7 +115,7 @@ def _columns(arrays: Sequence[pa.StringArray]) -> _Columns:
     for struct, array in zip(structs, arrays, strict=True):
         _, offsets, data = array.buffers()
         struct.offsets = offsets.address + 4 * array.offset
-        struct.data = data.address if data is not None else 0
+        struct.data = data.address if data is not None else offsets.address  # nothing is read there
         bounds = np.frombuffer(offsets, np.int32)
         total += int(bounds[array.offset + len(array)]) - int(bounds[array.offset])
     return _Columns(structs, total, arrays)
@@ -174,13 +174,13 @@ def decode_lines(
 
 def render_records(strings: Sequence[pa.StringArray], time: pa.Array, value: pa.Array) -> pa.StringArray | None:
     """Records as canonical JSON objects; the strings are the columns `STRING_FIELDS`, none has nulls."""
-    if _C is None:
-        return None
     rows = len(time)
+    if _C is None or not rows:
+        return None
     columns = _columns(strings)
     for times in (1, 2):  # most records have nothing to escape
         most = _RECORD_BYTES * rows + times * columns.bytes
-        if not rows or most > _MOST_BYTES:
+        if most > _MOST_BYTES:
             return None
         out, offsets = np.empty(most, np.uint8), np.empty(rows + 1, np.int32)
         size = _C.render_records(
@@ -198,12 +198,12 @@ def render_previous(
     count: I64, first: I64, last: I64, last_seq: I64, unit: pa.StringArray, totals: tuple[pa.Array, pa.Array, pa.Array]
 ) -> pa.StringArray | None:
     """Summaries with one unit as the `previous` objects of notifications; the totals are positive, negative and net."""
-    if _C is None:
-        return None
     rows = len(count)
+    if _C is None or not rows:
+        return None
     units = _columns([unit])
     most = _PREVIOUS_BYTES * rows + 2 * units.bytes
-    if not rows or most > _MOST_BYTES:
+    if most > _MOST_BYTES:
         return None
     numbers = [np.ascontiguousarray(column) for column in (count, first, last, last_seq)]
     out, offsets = np.empty(most, np.uint8), np.empty(rows + 1, np.int32)
