@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,36 +16,44 @@ from typing import Any
 
 import httpx
 
+from tests.support.forking import Forked, Forks
+
 __all__ = ["Service", "oncelake", "wait_until"]
 
 _START_S = 60.0
+_COMMAND_S = 300.0
+_ROOT = Path(__file__).parents[2]
 
 
 class Service:
-    """`oncelake serve` over a data directory."""
+    """`oncelake serve` over a data directory. With `forks`, a start may be a fork (`tests.support.forking`)."""
 
-    def __init__(self, data: Path, *, config: Path | None = None, **settings: str) -> None:
+    def __init__(self, data: Path, *, config: Path | None = None, forks: Forks | None = None, **settings: str) -> None:
         self.data = data
+        self._forks = forks
         self._config = ["--config", str(config)] if config else []
         self._environ = {**os.environ, **{key.upper(): value for key, value in settings.items()}}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self.url = ""
 
-    def begin(self) -> None:
-        """Start it, and do not wait."""
-        log = (self.data.parent / f"{self.data.name}.log").open("ab")
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "serve", "--data", str(self.data), "--port", "0", *self._config],
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=self._environ,
-            cwd=Path(__file__).parents[2],
-        )
-        log.close()
+    def begin(self, *, anew: bool = False) -> None:
+        """Start it, and do not wait. `anew`: not as a fork."""
+        arguments = ["serve", "--data", str(self.data), "--port", "0", *self._config]
+        with (self.data.parent / f"{self.data.name}.log").open("ab") as log:
+            if self._forks is not None and not anew:
+                self._process = self._forks.start(arguments, self._environ, _ROOT, log)
+                return
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "service.cli", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=self._environ,
+                cwd=_ROOT,
+            )
 
-    def start(self) -> Service:
+    def start(self, *, anew: bool = False) -> Service:
         """Start it and wait for its address line."""
-        self.begin()
+        self.begin(anew=anew)
         assert self._process is not None and self._process.stdout is not None
         line = self._process.stdout.readline().decode()
         found = re.search(r"http://\S+", line)
@@ -116,16 +125,28 @@ class Service:
         return not any(path.is_file() for path in (self.data / "inbox").rglob("*"))
 
 
-def oncelake(*arguments: str, data: Path, **settings: str) -> subprocess.CompletedProcess[str]:
+def oncelake(
+    *arguments: str, data: Path, forks: Forks | None = None, **settings: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command of the command line."""
+    command = [*arguments, "--data", str(data)]
+    environ = {**os.environ, **{key.upper(): value for key, value in settings.items()}}
+    if forks is not None:
+        with tempfile.TemporaryFile() as errors:
+            process = forks.start(command, environ, _ROOT, errors)
+            with process.stdout:
+                output = process.stdout.read().decode()
+            code = process.wait(_COMMAND_S)
+            errors.seek(0)
+            return subprocess.CompletedProcess(command, code, output, errors.read().decode())
     return subprocess.run(
-        [sys.executable, "-m", "service.cli", *arguments, "--data", str(data)],
+        [sys.executable, "-m", "service.cli", *command],
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
-        env={**os.environ, **{key.upper(): value for key, value in settings.items()}},
-        cwd=Path(__file__).parents[2],
+        timeout=_COMMAND_S,
+        env=environ,
+        cwd=_ROOT,
     )
 
 
