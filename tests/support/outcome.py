@@ -40,24 +40,19 @@ def _on_disk(root: str) -> Iterator[bytes]:
     while waiting:
         folder = waiting.pop()
         with os.scandir(root + folder) as entries:
-            found = sorted((f"{folder}/{entry.name}", entry.is_dir(follow_symlinks=False)) for entry in entries)
-        for name, is_directory in found:
+            found = sorted((f"{folder}/{entry.name}", entry.is_dir(), entry.inode()) for entry in entries)
+        for name, is_directory, inode in found:
             if name.startswith(_APART):
                 continue
             yield name.encode()
             if is_directory:
                 waiting.append(name)
-                continue
-            handle = os.open(root + name, os.O_RDONLY)
-            try:
-                stat = os.fstat(handle)
-                if name.startswith(_LINKS):
-                    links.append((name, stat.st_ino))
-                else:
-                    names.setdefault(stat.st_ino, name)
-                    yield os.read(handle, stat.st_size + 1)
-            finally:
-                os.close(handle)
+            elif name.startswith(_LINKS):
+                links.append((name, inode))
+            else:
+                names.setdefault(inode, name)
+                with open(root + name, "rb", buffering=0) as file:
+                    yield file.read()
     for name, inode in links:
         yield f"{name} {names.get(inode)}".encode()
 

@@ -20,6 +20,7 @@ import pytest
 import xxhash
 
 import store.kinds
+import store.lookup
 import store.recovery
 import store.remake
 import store.rollups
@@ -29,22 +30,26 @@ from store.hashing import Hasher
 
 __all__ = ["cheap_starts"]
 
-_MANY = 4_096
+_MANY = 16_384
 
 
 @contextlib.contextmanager
 def cheap_starts() -> Iterator[None]:
-    """No log, of which there are megabytes; garbage is looked for seldom, and not among what stays."""
-    before = gc.get_threshold()
+    """No log, of which there are megabytes; garbage is looked for seldom, and not among what stays; one thread."""
+    before, threads = gc.get_threshold(), (pa.cpu_count(), pa.io_thread_count())
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 50)
     logging.disable(logging.ERROR)
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
     try:
         with _remembered():
             yield
     finally:
         logging.disable(logging.NOTSET)
+        pa.set_cpu_count(threads[0])
+        pa.set_io_thread_count(threads[1])
         gc.set_threshold(*before)
         gc.unfreeze()
 
@@ -59,6 +64,8 @@ def _remembered() -> Iterator[None]:
     sums = _by(store.rollups.of_records, lambda tables: tuple(_digest(table) for table in tables))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store.store, "Hasher", _by(store.store.Hasher, lambda *keys: keys))
+        lookup = _by(store.lookup._in_file, lambda file, seqs: (_read(file.path), tuple(seqs)))
+        patch.setattr(store.lookup, "_in_file", lookup)
         patch.setattr(store.kinds, "map_run", run)
         patch.setattr(store.remake, "map_run", run)
         patch.setattr(store.rollups, "map_rollup", rollup)
@@ -67,8 +74,10 @@ def _remembered() -> Iterator[None]:
         for name in ("flush_of", "day_of", "describe"):
             function = getattr(store.recovery, name)
             patch.setattr(store.recovery, name, _by(function, lambda path, *named: (named, _read(path))))
-        if flavour := getattr(pathlib, "_posix_flavour", None):  # of Python 3.11, a tenth of a start
+        if flavour := getattr(pathlib, "_posix_flavour", None):  # of Python 3.11: paths were a fifth of a start
             patch.setattr(flavour, "parse_parts", _by(flavour.parse_parts, tuple))
+            child = _by(pathlib.PurePath._make_child, lambda path, names: (type(path), path, names))
+            patch.setattr(pathlib.PurePath, "_make_child", child)
         for module in (store.recovery, store.remake):
             patch.setattr(module, "parse_notifications", parse)
             patch.setattr(module, "hashed", make)
