@@ -1,6 +1,8 @@
 """Every state that a crash or a power cut may leave comes back whole.
 
 `ONCELAKE_TEST_STATES` sets how many different states are tried, `ONCELAKE_TEST_SEED` the seed that a failure prints.
+The histories of `tests.support.scenarios` have some ten thousand different states each, and the first thousands tell
+most: beyond 50,000 states there are further histories, drawn by the seed.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from store.files import Disk
 from tests.support.disk_model import State, frontiers, materialise, random_state
 from tests.support.model import Model
 from tests.support.recording import Op, Recorder, recorded
-from tests.support.scenarios import JOURNAL_BYTES, SCENARIOS, Run
+from tests.support.remembered import cheap_starts
+from tests.support.scenarios import JOURNAL_BYTES, SCENARIOS, Run, drawn
 from tests.support.trials import Recording, assert_recovers, in_memory, record, states_of
 
 STATES = int(os.environ.get("ONCELAKE_TEST_STATES", "20000"))
@@ -27,6 +30,9 @@ SEED = int(os.environ.get("ONCELAKE_TEST_SEED", "20261123"))
 CUT_AGAIN_EVERY = 40
 CUTS_OF_A_RECOVERY = 8
 
+NAMED = min(STATES, 50_000)
+DRAWN_STATES = 4_000
+DRAWN = [f"drawn {number}" for number in range(-(-(STATES - NAMED) // DRAWN_STATES))]
 
 SHARES = {"commits": 3, "singles": 3, "a start without a catalog": 0.5}
 """Of the states, where a scenario is cheap to recover from, or dear."""
@@ -36,7 +42,7 @@ SHARES = {"commits": 3, "singles": 3, "a start without a catalog": 0.5}
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory in memory, where there is one."""
     monkeypatch.setattr(store.store, "_JOURNAL_BYTES", JOURNAL_BYTES)
-    with in_memory(tmp_path) as directory:
+    with in_memory(tmp_path) as directory, cheap_starts():
         yield directory
 
 
@@ -54,13 +60,14 @@ def states_of_recovery(state: State, recording: Recording, root: Path, chance: r
         yield replace(second, at=state.at, how=how)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", [*SCENARIOS, *DRAWN])
 def test_every_state_that_a_crash_may_leave_comes_back_whole(name: str, memory: Path) -> None:
     """Systematic and random states of each scenario, and of recoveries from them."""
     print(f"seed {SEED}: ONCELAKE_TEST_SEED={SEED}")
     chance = random.Random(f"{SEED} {name}")
-    recording = record(name, memory)
-    wanted = STATES * SHARES.get(name, 1) / sum(SHARES.get(each, 1) for each in SCENARIOS)
+    recording = record(SCENARIOS[name] if name in SCENARIOS else drawn(chance), memory)
+    share = SHARES.get(name, 1) / sum(SHARES.get(each, 1) for each in SCENARIOS)
+    wanted = NAMED * share if name in SCENARIOS else DRAWN_STATES
     root = memory / "state" / "data"
     seen: set[bytes] = set()
     again: list[State] = []
@@ -82,7 +89,8 @@ def test_every_state_that_a_crash_may_leave_comes_back_whole(name: str, memory: 
             again = list(states_of_recovery(state, recording, root, chance))
         if len(seen) >= wanted or fruitless > 3_000:
             break
-    print(f"{name}: {len(seen)} different states, {len(recording.recorder.ops)} operations")
+    ops, outcomes = len(recording.recorder.ops), len(recording.continued)
+    print(f"{name}: {len(seen)} different states, {ops} operations, {outcomes} outcomes")
 
 
 def described(recording: Recording, state: State) -> str:

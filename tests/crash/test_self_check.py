@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,11 @@ from store.catalog import Catalog
 from store.files import Disk
 from store.journal import Journal
 from store.log import Log
+from tests.support.direct import record_of
 from tests.support.disk_model import State, frontiers, random_state, systematic_states
-from tests.support.scenarios import JOURNAL_BYTES, SCENARIOS
+from tests.support.outcome import outcome_of
+from tests.support.remembered import cheap_starts
+from tests.support.scenarios import JOURNAL_BYTES, SCENARIOS, Run, made
 from tests.support.trials import Recording, assert_recovers, in_memory, record
 
 TRIES = 600
@@ -44,7 +48,7 @@ SUPERFLUOUS: dict[str, str] = {
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory in memory, where there is one."""
     monkeypatch.setattr(store.store, "_JOURNAL_BYTES", JOURNAL_BYTES)
-    with in_memory(tmp_path) as directory:
+    with in_memory(tmp_path) as directory, cheap_starts():
         yield directory
 
 
@@ -62,7 +66,7 @@ def likely_states(recording: Recording) -> Iterator[State]:
 
 def first_broken(name: str, memory: Path, site: str) -> str | None:
     """How the first state that does not come back whole is broken; None where all do."""
-    recording = record(name, memory, lambda found: found == site)
+    recording = record(SCENARIOS[name], memory, lambda found: found == site)
     return broken_state(recording, memory, TRIES_SUPERFLUOUS if site in SUPERFLUOUS else TRIES)
 
 
@@ -84,7 +88,7 @@ def sites(memory: Path) -> dict[str, list[str]]:
     """Every place that syncs, and the scenarios that come past it."""
     found: dict[str, list[str]] = {}
     for name in SCENARIOS:
-        for site in record(name, memory).recorder.sites:
+        for site in record(SCENARIOS[name], memory).recorder.sites:
             found.setdefault(site, []).append(name)
     return found
 
@@ -180,7 +184,39 @@ def test_with_two_steps_exchanged_a_promise_is_broken(swap: Callable[..., None],
     """Each order that the protocol asks for is turned round."""
     with pytest.MonkeyPatch.context() as patch:
         swap(patch)
-        recording = record(SWAPS[swap], memory)
+        recording = record(SCENARIOS[SWAPS[swap]], memory)
     broken = broken_state(recording, memory)
     assert broken is not None
     print(broken[:300])
+
+
+def test_an_outcome_is_another_with_any_byte_changed(memory: Path) -> None:
+    """Whatever differs between two stores is seen: a byte of any file, a row of the catalog, what is in memory."""
+    root = memory / "data"
+    run = Run(root, None, made(SCENARIOS["retention"], root))
+    before = outcome_of(run.store)
+    assert outcome_of(run.store) == before
+    apart = ("lock", "catalog.sqlite")
+    for path in (path for path in root.rglob("*") if path.is_file() and not path.name.startswith(apart)):
+        data = path.read_bytes()
+        with path.open("r+b") as file:
+            file.write(bytes([data[0] ^ 1]))
+            file.flush()
+            assert outcome_of(run.store) != before, path
+            file.seek(0)
+            file.write(data[:1])
+    assert outcome_of(run.store) == before
+    for change in (
+        lambda: run.post([record_of(90)]),
+        lambda: run.post([record_of(1, unit="USD")]),
+        run.store.flush_once,
+    ):
+        change()
+        assert outcome_of(run.store) != before
+        before = outcome_of(run.store)
+    run.store._catalog._db.execute("UPDATE meta SET value = value || '0' WHERE key = 'digest'")
+    assert outcome_of(run.store) != before
+    before = outcome_of(run.store)
+    run.store._view = replace(run.store._view, flushed=run.store.flushed - 1)
+    assert outcome_of(run.store) != before
+    run.close()

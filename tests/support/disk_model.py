@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
+
+import xxhash
 
 from tests.support.recording import Change, Data, Mark, Op, Size, Snapshot, Sync, Tree
 
@@ -55,9 +55,18 @@ class State:
 
     def key(self) -> bytes:
         """Equal for states that must pass the same checks."""
-        hasher = blake2b(f"{self.mark}".encode(), digest_size=16)
-        for path, data in sorted(self.entries.items()):
-            hasher.update(path.encode() + b"\0" + (b"d" if data is None else b"f%d " % len(data) + data))
+        return self._digest(f"{self.mark}", sorted(self.entries))
+
+    def part(self, folder: str) -> bytes:
+        """Equal for states that are equal, to the byte, below a folder of the data directory."""
+        return self._digest("", sorted(path for path in self.entries if f"/{folder}/" in path))
+
+    def _digest(self, begin: str, paths: list[str]) -> bytes:
+        hasher = xxhash.xxh3_128(begin.encode())
+        for path in paths:
+            data = self.entries[path]
+            hasher.update(f"{path} {-1 if data is None else len(data)} ".encode())
+            hasher.update(data or b"")
         hasher.update("".join(f"{path} {first} " for path, first in sorted(self.links.items())).encode())
         return hasher.digest()
 
@@ -225,15 +234,36 @@ def random_state(frontier: Frontier, chance: random.Random) -> State:
 
 
 def materialise(state: State, parent: Path) -> None:
-    """Make `parent` a directory that holds the state."""
-    shutil.rmtree(parent, ignore_errors=True)
-    parent.mkdir()
+    """Make `parent` a directory that holds the state. Every file is a new one, because somebody may map the old."""
     base = str(parent)
+    os.makedirs(base, exist_ok=True)
+    there = _emptied(base, "", state.entries)
     for path, data in state.entries.items():
         if data is None:
-            Path(base + path).mkdir()
+            if path not in there:
+                os.mkdir(base + path)
         else:
-            with open(base + path, "wb", buffering=0) as file:
-                file.write(data)
+            handle = os.open(base + path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                assert os.write(handle, data) == len(data)
+            finally:
+                os.close(handle)
     for path, first in state.links.items():
         os.link(base + first, base + path)
+
+
+def _emptied(base: str, folder: str, entries: Mapping[str, bytes | None]) -> set[str]:
+    """Remove all files of a folder and the folders that are not to be there; those that are left."""
+    left = set()
+    with os.scandir(base + folder) as found:
+        names = [(f"{folder}/{entry.name}", entry.is_dir(follow_symlinks=False)) for entry in found]
+    for path, is_folder in names:
+        if not is_folder:
+            os.unlink(base + path)
+            continue
+        left |= _emptied(base, path, entries)
+        if entries.get(path, b"") is None:
+            left.add(path)
+        else:
+            os.rmdir(base + path)
+    return left

@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 import xxhash
 
 from store.hashing import Hasher
-from store.log import parse_notifications
+from store.log import FEEDS, parse_notifications
 from store.rollups import HOUR_US, covering
 from store.schema import STORED
 from store.store import Store
 
-__all__ = ["LOGS", "History", "assert_foreign_view", "assert_kept"]
+__all__ = ["FEEDS", "LOGS", "History", "assert_feed_seen", "assert_foreign_view", "assert_kept", "assert_records_seen"]
 
 LOGS = ("outbox/notifications", "outbox/alerts", "rejected")
 
@@ -141,10 +141,14 @@ def _parquet(path: Path) -> pa.Table:
 
 
 def assert_foreign_view(root: Path, history: History, most: int) -> None:
-    """What others see of the directory before the next start: analysts and programs that tail the feeds.
+    """What others see of the directory before the next start: analysts and programs that tail the feeds."""
+    assert_records_seen(root, history, most)
+    for feed in FEEDS:
+        assert_feed_seen(root, feed, history, most)
 
-    Each record of the glob is a committed one and there once; `committed.json` is whole, and final up to its seq.
-    """
+
+def assert_records_seen(root: Path, history: History, most: int) -> None:
+    """Each record of the glob is a committed one and there once."""
     newest = history.seq_of(history.commits[min(most, len(history.commits) - 1)])
     seen: Counter[int] = Counter()
     for path in root.glob("records/**/*.parquet"):
@@ -154,12 +158,15 @@ def assert_foreign_view(root: Path, history: History, most: int) -> None:
         assert len(seqs) and seqs.max() <= newest, f"{path.name} holds seqs that are not committed"
         assert rows.equals(history.rows.take(pa.array(seqs - 1))), f"{path.name} holds other records"
     assert not seen or max(seen.values()) == 1, f"records stand twice in the glob: {seen}"
-    for feed in ("notifications", "alerts"):
-        path = root / "outbox" / feed / "committed.json"
-        if path.exists():
-            told = json.loads(path.read_bytes())["seq"]
-            assert told <= newest
-            _assert_final(root, history, f"outbox/{feed}", told, most)
+
+
+def assert_feed_seen(root: Path, feed: str, history: History, most: int) -> None:
+    """`committed.json` of a feed is whole, and the lines are final up to its seq."""
+    path = root / "outbox" / feed / "committed.json"
+    if path.exists():
+        told = json.loads(path.read_bytes())["seq"]
+        assert told <= history.seq_of(history.commits[min(most, len(history.commits) - 1)])
+        _assert_final(root, history, f"outbox/{feed}", told, most)
 
 
 def _assert_final(root: Path, history: History, log: str, told: int, most: int) -> None:

@@ -277,6 +277,8 @@ class Recorder:
         os.rename(source, target)
         here, there = self._place(source), self._place(target)
         assert here is not None and there is not None
+        if self._node(source) == self._node(target):
+            return  # two names of one file: POSIX leaves both
         added = Change(*there, self._now.directories[here[0]][here[1]])
         removed = Change(*here, None, [added])
         if here[0] == there[0]:

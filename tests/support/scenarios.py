@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.support.direct import START_US, Direct, open_store, record_of
 from tests.support.faults import Crash
 from tests.support.model import Canonical, Model, canonical
 
-__all__ = ["SCENARIOS", "Run", "Scenario", "Step", "copied", "made"]
+__all__ = ["SCENARIOS", "Run", "Scenario", "Step", "copied", "drawn", "made"]
 
 JOURNAL_BYTES = 3_000
 """For `store.store._JOURNAL_BYTES`, so that short histories fold their journal."""
@@ -172,6 +173,25 @@ SCENARIOS: dict[str, Scenario] = {
     ),
     "a start within": Scenario([post(0, 4), flush], [post(4, 7), reopen, flush, post(7, 8)]),
 }
+
+
+def drawn(chance: random.Random) -> Scenario:
+    """A history of steps in any order; beside commits, flushes and compactions most often."""
+    next_number = chance.randrange(1_000)
+
+    def request() -> Step:
+        nonlocal next_number
+        first = max(next_number - chance.choice((0, 0, 0, 1, 3)), 0)
+        last = next_number = next_number + chance.choice((1, 1, 2, 4, 9))
+        more = chance.choice(((), (), (), (None,), (record_of(first, unit="USD"),)))
+        return one_day(first, last) if chance.random() < 0.4 else post(first, last, *more)
+
+    def step(among: list[Step]) -> Step:
+        return request() if chance.random() < 0.5 else chance.choice(among)
+
+    before = [request(), *(step([flush, flush, merge]) for _ in range(chance.randrange(6)))]
+    among = [flush, flush, flush, compact, compact, merge, follow, retain, reopen]
+    return Scenario(before, [step(among) for _ in range(chance.randrange(3, 8))])
 
 
 def made(scenario: Scenario, root: Path) -> Model:
