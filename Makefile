@@ -2,6 +2,7 @@
 
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+COMPILER := $(shell $(PYTHON) -c 'import sysconfig; print((sysconfig.get_config_var("CC") or "cc").split()[0])' 2>/dev/null || echo cc)
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
@@ -17,10 +18,12 @@ setup: $(VENV)/.stamp ## everything into .venv (Python 3.11 or newer; a C compil
 $(VENV)/.stamp: pyproject.toml constraints.txt store/kernels.c
 	@[ -n "$(PYTHON)" ] || { echo "oncelake needs Python 3.11 or newer: install python3"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq python3-venv; } || { echo "$(PYTHON) cannot make virtual environments: on Debian, apt-get install python3-venv"; exit 1; }
-	@command -v gcc >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null; } || \
-		echo "No C compiler: oncelake works without, but takes bulk at a third of its speed (on Debian, apt-get install gcc libc6-dev, then make -B setup)"
+	@command -v $(COMPILER) >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq --no-install-recommends gcc libc6-dev >/dev/null; } || true
+	@rm -f store/_kernels.*
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -c 'import sys; from store import kernels; sys.exit(not kernels.available())' || \
+		echo "store/_kernels was not built: oncelake works without, but takes bulk more slowly. Install a C compiler (on Debian gcc and libc6-dev), then make -B setup"
 	@touch $@
 
 # What the tests start: Redis, RabbitMQ and strace from Debian, NATS and an S3 server from PyPI.

@@ -22,6 +22,7 @@ from store.hashing import U64
 from store.plain import units_of
 from store.summaries import Summary
 from store.sums import I64, Limbs, limbs, running_sums
+from store.whole import whole
 
 __all__ = ["Find", "previous_texts"]
 
@@ -71,7 +72,7 @@ def _several_units(
     rows: pa.Table, order: I64, starts: I64, positions: I64, known: pa.RecordBatch
 ) -> npt.NDArray[np.bool_]:
     """Which groups have more than one unit, among their rows and their history together."""
-    units = pa.concat_arrays([rows.column("unit").combine_chunks(), known.column("unit")]).dictionary_encode()
+    units = pa.concat_arrays([whole(rows.column("unit")), known.column("unit")]).dictionary_encode()
     codes = units.indices.to_numpy().astype(np.int64)
     of_rows, of_known = codes[: len(order)][order], codes[len(order) :]
     least, most = np.minimum.reduceat(of_rows, starts), np.maximum.reduceat(of_rows, starts)
@@ -105,12 +106,12 @@ def _running(
         values[at] = limbs(history.column(name))
         return values
 
-    values = limbs(taken.column("value").combine_chunks())
-    is_positive = pc.equal(taken.column("type").combine_chunks(), "positive").to_numpy(zero_copy_only=False)
+    values = limbs(whole(taken.column("value")))
+    is_positive = pc.equal(whole(taken.column("type")), "positive").to_numpy(zero_copy_only=False)
     signs = is_positive[:, None]
     positive = running_sums(np.where(signs, values, 0), starts, sizes) + base_sums("positive")[group_of_row]
     negative = running_sums(np.where(signs, 0, values), starts, sizes) + base_sums("negative")[group_of_row]
-    times = taken.column("time").combine_chunks().cast(pa.int64()).to_numpy()
+    times = whole(taken.column("time")).cast(pa.int64()).to_numpy()
     seqs = taken.column("seq").to_numpy()
     rank = np.arange(len(members)) - starts[group_of_row]
     first = np.minimum(_before(times, rank, np.minimum, _LATEST), base("first", _LATEST)[group_of_row])
@@ -123,7 +124,7 @@ def _running(
         first=np.where(known_something, first, 0),
         last=np.where(known_something, last, 0),
         last_seq=last_seq,
-        unit=taken.column("unit").combine_chunks(),
+        unit=whole(taken.column("unit")),
         positive=positive,
         negative=negative,
     )

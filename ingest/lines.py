@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingest.batch import Chunk, Located, Record, Reject
-from ingest.record import Rejected, Rules, parse_record
+from ingest.record import MAX_RECORD_BYTES, Rejected, Rules, parse_record
 from ingest.validate import Checked, columns_of, has_control_characters, merge
 from store import kernels
 from store.journal import Position
@@ -153,7 +153,9 @@ def decode_lines(text: Lines, rules: Rules, *, exact: bool = False) -> Decoded:
 
 def _in_c(text: Lines, rules: Rules) -> tuple[pa.RecordBatch, npt.NDArray[np.bool_]] | None:
     """The records that surely obey the rules, and which rows they are; None without the C."""
-    found = kernels.decode_lines(text.text, text.starts, text.ends, negative=rules.negative_values == "accept")
+    found = kernels.decode_lines(
+        text.text, text.starts, text.ends, longest=MAX_RECORD_BYTES, negative=rules.negative_values == "accept"
+    )
     if found is None or rules.sources is None:
         return found
     records, sure = found

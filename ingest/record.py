@@ -112,7 +112,7 @@ def malformed(message: str, *, broken: bool = False, field: str | None = None) -
 
 def parse_record(data: bytes, rules: Rules) -> Record | Rejected:
     """One JSON object as a record, or everything that is wrong with it."""
-    found = _plain_record(data)
+    found = _plain_record(data) if len(data) <= MAX_RECORD_BYTES else None
     if found is None or (rules.sources is not None and found.source_id not in rules.sources):
         return parse_carefully(data, rules)
     return found

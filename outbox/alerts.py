@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from store.journal import Rules
 from store.plain import units_of
 from store.schema import SCALE
+from store.whole import whole
 
 __all__ = ["exceeding", "threshold_of"]
 
@@ -26,9 +27,9 @@ def exceeding(records: pa.Table, rules: Rules) -> tuple[pa.Array, pa.Array]:
     for column, by in (("unit", rules.by_unit), ("destinationId", rules.by_destination)):
         if by:
             named = pa.array([_decimal(value) for value in by.values()], _DECIMAL)
-            which = pc.index_in(records.column(column).combine_chunks(), value_set=pa.array(list(by), pa.string()))
+            which = pc.index_in(whole(records.column(column)), value_set=pa.array(list(by), pa.string()))
             thresholds = pc.coalesce(named.take(which), thresholds)
-    above = pc.indices_nonzero(pc.greater(records.column("value").combine_chunks(), thresholds))
+    above = pc.indices_nonzero(pc.greater(whole(records.column("value")), thresholds))
     return above, thresholds.take(above)
 
 

@@ -66,7 +66,7 @@ def serve(config: Config) -> int:
     _raise_open_files()
     listener = _listen(config.api.host, config.api.port)
     if not kernels.available():
-        logger.warning("store/_kernels is not built: bulk is slower without it (docs/operations.md)")
+        logger.warning("store/_kernels is not there: bulk is slower without it (docs/operations.md)")
     lake = Lake(config)
     temp = lake.store.root / "internal" / "tmp"
     lake.store.disk.make_directory(temp)

@@ -23,6 +23,7 @@ from store.plain import Row
 from store.runs import Run
 from store.schema import RECORD, STORED
 from store.summaries import Summary
+from store.whole import whole
 
 __all__ = ["Committed", "CommittedRows", "Fresh", "columns_of", "runs_beside"]
 
@@ -57,7 +58,7 @@ class Committed:
 
     @cached_property
     def _runs(self) -> tuple[Run, Run]:
-        times = self.rows.column("time").combine_chunks().cast(pa.int64()).to_numpy()
+        times = whole(self.rows.column("time")).cast(pa.int64()).to_numpy()
         words = index.pack_words(times, self.rows.column("seq").to_numpy())
         return (
             index.entries(self.id_hi, self.id_lo, words, self.fingerprint),

@@ -22,6 +22,7 @@ from store import kernels
 from store.hashing_rows import RowHasher
 from store.kernels import Lanes
 from store.schema import STRING_FIELDS
+from store.whole import whole
 
 __all__ = ["U64", "Hasher"]
 
@@ -69,8 +70,8 @@ class Hasher:
 
     def hashes(self, rows: pa.RecordBatch | pa.Table) -> Lanes:
         """`identify`, `keys` and `fingerprint` of records in one pass: (id hi, id lo, key hi, key lo, fingerprint)."""
-        strings = {name: _one(rows.column(name)) for name in STRING_FIELDS}
-        time, value = _one(rows.column("time")), _one(rows.column("value"))
+        strings = {name: whole(rows.column(name)) for name in STRING_FIELDS}
+        time, value = whole(rows.column("time")), whole(rows.column("value"))
         found = kernels.hash_records(list(strings.values()), time, value, self._all_keys, int(self._mask))
         if found is not None:
             return found
@@ -82,7 +83,7 @@ class Hasher:
 
         Its keys are not those of `identify`, so that two recordIds that share a hash do not share the fingerprint.
         """
-        return _fingerprint(records, self._print_lanes([_one(records.column(field)) for field in STRING_FIELDS]))
+        return _fingerprint(records, self._print_lanes([whole(records.column(field)) for field in STRING_FIELDS]))
 
     def _print_lanes(self, columns: list[pa.Array]) -> Iterator[U64]:
         """A lane for each column."""
@@ -103,8 +104,8 @@ def _fingerprint(records: pa.RecordBatch | pa.Table, lanes: Iterable[U64]) -> U6
     print_ = np.full(records.num_rows, _GOLDEN, dtype=np.uint64)
     for lane in lanes:
         print_ = _rotated(print_, 27) * _GOLDEN ^ lane
-    times = _one(records.column("time")).cast(pa.int64()).to_numpy().view(np.uint64)
-    words = _words_of_decimals(_one(records.column("value")))
+    times = whole(records.column("time")).cast(pa.int64()).to_numpy().view(np.uint64)
+    words = _words_of_decimals(whole(records.column("value")))
     for lane in (times, words[:, 0], words[:, 1]):
         print_ = _mixed(_rotated(print_, 27) * _GOLDEN ^ lane)
     return print_
@@ -172,7 +173,3 @@ def _words_of_decimals(values: pa.Array) -> U64:
     """The two 64-bit words (low, high) of each decimal128, shape (rows, 2)."""
     start = values.offset * 2
     return np.frombuffer(values.buffers()[1], dtype="<u8")[start : start + 2 * len(values)].reshape(-1, 2)
-
-
-def _one(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

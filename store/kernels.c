@@ -1,6 +1,6 @@
 /* The loops over bytes that Arrow and NumPy cannot do in one pass: JSON lines to columns, columns to canonical JSON,
- * columns to hashes. Plain C without Python: every function gets its buffers from `store/kernels.py`, which knows how
- * much each may hold, allocates nothing and keeps nothing. What is not surely plain is left to Python: a line that
+ * columns to hashes, hashes sorted and sought, rows in another order. Plain C without Python: every function gets its
+ * buffers from `store/kernels.py`, which knows how much each may hold, and allocates nothing. What is not surely plain is left to Python: a line that
  * `decode_lines` doubts is read exactly, and tests hold every function equal to its slower way.
  */
 
@@ -36,6 +36,9 @@ typedef struct {
 /* Decimals of Arrow: the low and the high word of each row, which are aligned to no more than a word. */
 static i128 decimal_at(const u64 *words, i64 row) { return (i128)((u128)words[2 * row + 1] << 64 | words[2 * row]); }
 
+/* One more with every change of what a function takes or does: what was built of another version is not used. */
+i32 kernels_version(void) { return 2; }
+
 /* ---- JSON to columns ---- */
 
 typedef struct {
@@ -46,6 +49,7 @@ typedef struct {
 } Parsed; /* of all fields once `record_of` is true */
 
 typedef struct {
+    i64 record_limit;            /* bytes */
     i64 field_limit, unit_limit; /* characters */
     i64 time_min, time_max;      /* microseconds, time_max itself excluded */
     i64 negative;                /* whether values may be */
@@ -265,7 +269,8 @@ i64 parse_lines(const u8 *text, i64 rows, const i64 *starts, const i64 *ends, co
     i64 row = 0;
     for (i64 line = 0; line < rows; line++) {
         Parsed found = {0};
-        sure[line] = (u8)record_of(text + starts[line], text + ends[line], bounds, order, &found);
+        sure[line] = ends[line] - starts[line] <= bounds->record_limit &&
+            record_of(text + starts[line], text + ends[line], bounds, order, &found);
         if (!sure[line]) continue;
         for (i32 column = 0; column < STRINGS; column++) {
             begins[column * rows + row] = (i32)(found.begin[column] - text);
@@ -639,8 +644,9 @@ static i64 lower_bound(const u64 *hi, i64 size, u64 wanted, i64 guess) {
 static void anchor(const Pages *run, i64 page) {
     const u64 *hashes = run->hi + run->hi_at[page];
     u64 *anchors = run->anchors + page * (ANCHORS + 1);
-    for (i64 part = 0; part < ANCHORS; part++) anchors[part] = hashes[part * run->size[page] / ANCHORS];
-    anchors[ANCHORS] = hashes[run->size[page] - 1];
+    for (i64 part = 0; part < ANCHORS; part++) 
+        __atomic_store_n(anchors + part, hashes[part * run->size[page] / ANCHORS], __ATOMIC_RELAXED);
+    __atomic_store_n(anchors + ANCHORS, hashes[run->size[page] - 1], __ATOMIC_RELAXED);
     __atomic_store_n(run->anchored + page, 1, __ATOMIC_RELEASE);
 }
 
@@ -676,7 +682,7 @@ i64 find_hashes(i64 needles, const u64 *hi, const u64 *lo, const Pages *run, i64
             u64 wanted = hi[begin + at];
             while (current + 1 < run->pages && run->first[current + 1] <= wanted) current++;
             i64 ahead = begin + at + ANCHORS;
-            if (!run->anchored[current] && run->size[current] >= ANCHORS && ahead < needles && wanted >= run->first[current] &&
+            if (!__atomic_load_n(run->anchored + current, __ATOMIC_RELAXED) && run->size[current] >= ANCHORS && ahead < needles && wanted >= run->first[current] &&
                 (current + 1 == run->pages || hi[ahead] < run->first[current + 1]))
                 anchor(run, current);
             of[at] = current;

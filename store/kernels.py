@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from store.schema import FIELD_LIMIT, RECORD, STRING_FIELDS, TIME_MAX_US, TIME_MIN_US, UNIT_LIMIT
+from store.whole import whole
 
 __all__ = [
     "Lanes",
@@ -49,6 +50,7 @@ _LINE_BYTES = 64
 """What a row takes at most beside its strings; the same figures stand in the C."""
 
 _ANCHORS = 512
+_VERSION = 2
 _CONTROL = -1
 """What rendering returns where a string has a control character."""
 
@@ -57,8 +59,10 @@ _MOST_BYTES = (1 << 31) - 1
 
 
 def load(path: Path) -> ctypes.CDLL:
-    """The library at a path. Raises `OSError`."""
+    """The library at a path. Raises `OSError` or `AttributeError` where it is not of this version."""
     library = ctypes.CDLL(str(path))
+    if library.kernels_version() != _VERSION:
+        raise OSError("it was built of another version of store/kernels.c")
     for name in (
         "count_lines", "find_hashes", "parse_lines", "render_notifications", "render_previous", "render_records",
         "take_offsets",
@@ -77,7 +81,7 @@ def _built() -> ctypes.CDLL | None:
         if path.exists():
             try:
                 return load(path)
-            except (OSError, AttributeError) as error:  # of another machine, or another version
+            except (OSError, AttributeError) as error:
                 logger.warning("%s cannot be loaded, bulk is slower without it: %s", path, error)
     return None
 
@@ -92,7 +96,8 @@ def available() -> bool:
 
 class _Bounds(ctypes.Structure):
     _fields_ = [
-        (name, ctypes.c_int64) for name in ("field_limit", "unit_limit", "time_min", "time_max", "negative")
+        (name, ctypes.c_int64)
+        for name in ("record_limit", "field_limit", "unit_limit", "time_min", "time_max", "negative")
     ]  # fmt: skip
 
 
@@ -144,16 +149,17 @@ def line_ends(text: bytes) -> I64:
 
 
 def decode_lines(
-    text: bytes, starts: I64, ends: I64, *, negative: bool
+    text: bytes, starts: I64, ends: I64, *, longest: int, negative: bool
 ) -> tuple[pa.RecordBatch, npt.NDArray[np.bool_]] | None:
     """The JSON records `text[starts[i]:ends[i]]` that are surely valid, and which they are.
 
-    `negative`: whether values below 0 are. The schema of the records is `RECORD`.
+    `longest`: bytes that a record may have; `negative`: whether values below 0 are valid. The schema of the records is
+    `RECORD`.
     """
     if _C is None or len(text) > _MOST_BYTES:
         return None
     lines, columns = len(starts), len(STRING_FIELDS)
-    bounds = _Bounds(FIELD_LIMIT, UNIT_LIMIT, TIME_MIN_US, TIME_MAX_US, negative)
+    bounds = _Bounds(longest, FIELD_LIMIT, UNIT_LIMIT, TIME_MIN_US, TIME_MAX_US, negative)
     starts, ends = np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(ends, np.int64)
     begins, lengths = np.empty((columns, lines), np.int32), np.empty((columns, lines), np.int32)
     times, values, sure = np.empty(lines, np.int64), np.empty((lines, 2), np.uint64), np.empty(lines, np.bool_)
@@ -205,7 +211,7 @@ def render_previous(
     most = _PREVIOUS_BYTES * rows + 2 * units.bytes
     if most > _MOST_BYTES:
         return None
-    numbers = [np.ascontiguousarray(column) for column in (count, first, last, last_seq)]
+    numbers = [np.ascontiguousarray(column, np.int64) for column in (count, first, last, last_seq)]
     out, offsets = np.empty(most, np.uint8), np.empty(rows + 1, np.int32)
     size = _C.render_previous(
         ctypes.c_int64(rows), *map(_at, numbers), units.structs, *(_words(total, 16) for total in totals), _at(out),
@@ -246,7 +252,7 @@ def hash_records(
     lanes = tuple(np.empty(rows, np.uint64) for _ in range(5))
     if rows:
         columns = _columns(strings)
-        keys = np.ascontiguousarray(keys)
+        keys = np.ascontiguousarray(keys, np.uint64)
         _C.hash_records(
             ctypes.c_int64(rows), columns.structs, _words(time, 8), _words(value, 16), _at(keys),
             ctypes.c_uint64(mask), *map(_at, lanes),
@@ -289,7 +295,7 @@ def find_hashes(hi: U64, lo: U64, pages: Pages) -> tuple[I64, I64, I64] | None:
     """(needle, page, row) of every row that has one of the hashes, in order of the needles; `hi` ascends."""
     if _C is None:
         return None
-    hi, lo = np.ascontiguousarray(hi), np.ascontiguousarray(lo)
+    hi, lo = np.ascontiguousarray(hi, np.uint64), np.ascontiguousarray(lo, np.uint64)
     room = len(hi)
     while True:
         needle, page, row = (np.empty(room, np.int64) for _ in range(3))
@@ -307,7 +313,7 @@ def taken(rows: pa.Table, order: I64) -> pa.Table:
 
     Rows far apart in memory are asked for before they are copied, which Arrow does not do.
     """
-    return pa.table([_taken(column.combine_chunks(), order) for column in rows.columns], schema=rows.schema)
+    return pa.table([_taken(whole(column), order) for column in rows.columns], schema=rows.schema)
 
 
 def _taken(column: pa.Array, order: I64) -> pa.Array:

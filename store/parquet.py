@@ -61,7 +61,7 @@ def partitions(rows: pa.Table) -> Iterator[Partition]:
     """Cut rows by the UTC date of their time, each part sorted; one after another, so that one is in memory."""
     if not rows.num_rows:
         return
-    rows = rows.combine_chunks()  # or each part would do so again
+    rows = rows.combine_chunks()  # once, and not for each part
     order, days = _sorted(rows)
     starts = changes(days)
     ends = np.r_[starts[1:], len(days)]

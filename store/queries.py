@@ -21,6 +21,7 @@ from store.rot import sound
 from store.schema import CANONICAL_FIELDS, SCALE, STORED
 from store.snapshot import SealedFile, Snapshot
 from store.sums import from_limbs, group_sums, limbs
+from store.whole import whole
 
 __all__ = [
     "RECORDS",
@@ -139,12 +140,12 @@ def by_unit(totals: pa.Table) -> pa.Table:
     columns = TOTALS.names[1:]
     if not totals.num_rows:
         return TOTALS.empty_table().select(columns)
-    units = totals.column("unit").combine_chunks().dictionary_encode()
+    units = whole(totals.column("unit")).dictionary_encode()
     order = np.argsort(units.indices.to_numpy(), kind="stable")
     codes = units.indices.to_numpy()[order]
     starts = np.flatnonzero(np.r_[True, codes[1:] != codes[:-1]])
     sums = [
-        from_limbs(group_sums(limbs(totals.column(name).combine_chunks())[order], starts))
+        from_limbs(group_sums(limbs(whole(totals.column(name)))[order], starts))
         for name in ("positive", "negative", "net")
     ]
     counts = np.add.reduceat(totals.column("count").to_numpy()[order], starts)

@@ -31,6 +31,7 @@ from store.kinds import KINDS
 from store.log import lines_after, parse_notifications
 from store.runs import Run, map_run
 from store.schema import STORED
+from store.whole import whole
 
 __all__ = ["REMAKE", "check_sums", "hashed", "prove_by_log", "remade", "why_broken"]
 
@@ -102,10 +103,8 @@ def why_broken(root: Path, kind: str, rows: Collection[RunRow], flushed: int) ->
 
 def hashed(hasher: Hasher, rows: pa.Table) -> Committed:
     """Stored rows with the hashes that index and summaries keep."""
-    id_hi, id_lo = hasher.identify(rows.column("recordId").combine_chunks())
-    key_hi, key_lo = hasher.keys(
-        rows.column("destinationId").combine_chunks(), rows.column("reference").combine_chunks()
-    )
+    id_hi, id_lo = hasher.identify(whole(rows.column("recordId")))
+    key_hi, key_lo = hasher.keys(whole(rows.column("destinationId")), whole(rows.column("reference")))
     return Committed(rows, id_hi, id_lo, hasher.fingerprint(rows), key_hi, key_lo)
 
 

@@ -17,6 +17,7 @@ from store.codes import changes, folded, numbers, ranks
 from store.runs import TIER_RUNS
 from store.schema import SCALE
 from store.sums import I64, from_limbs, group_sums, limbs
+from store.whole import whole
 
 __all__ = [
     "HOUR_US",
@@ -90,8 +91,8 @@ def of_records(tables: Sequence[pa.Table]) -> pa.Table:
     """The rows (`ROLLUP_SCHEMA`) of stored records."""
     records = pa.concat_tables([table.select(["time", "destinationId", "unit", "type", "value"]) for table in tables])
     order, starts, keys = _grouped(records.column("time").cast(pa.int64()).to_numpy() // HOUR_US, records)
-    values = limbs(records.column("value").combine_chunks().take(pa.array(order)))
-    is_positive = pc.equal(records.column("type").combine_chunks(), "positive").to_numpy(zero_copy_only=False)[order]
+    values = limbs(whole(records.column("value")).take(pa.array(order)))
+    is_positive = pc.equal(whole(records.column("type")), "positive").to_numpy(zero_copy_only=False)[order]
     positives = np.add.reduceat(is_positive.astype(np.int64), starts) if len(starts) else starts
     return pa.table(
         [
@@ -121,7 +122,7 @@ def _grouped(hour: I64, rows: pa.Table) -> tuple[I64, I64, list[pa.Array]]:
 def _added_up(rows: pa.Table) -> pa.Table:
     """Rows of rollups, those of the same hour, destinationId and unit added up. `OverflowError` beyond 38 digits."""
     order, starts, keys = _grouped(rows.column("hour").to_numpy(), rows)
-    columns = [column.combine_chunks().take(pa.array(order)) for column in rows.columns[len(keys) :]]
+    columns = [whole(column).take(pa.array(order)) for column in rows.columns[len(keys) :]]
     counts = [np.add.reduceat(column.to_numpy(), starts) for column in columns[:2]]
     sums = [from_limbs(group_sums(limbs(column), starts)) for column in columns[2:]]
     return pa.table([*keys, *counts, *sums], schema=ROLLUP_SCHEMA)

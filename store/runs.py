@@ -70,8 +70,6 @@ class Run:
         self._first = np.array([page[0] for page in hi], np.uint64)
         last = np.array([page[-1] for page in hi], np.uint64)
         self._density = self._sizes / np.maximum((last - self._first).astype(np.float64), 1.0)
-        facts = (self._hi_at, self._lo_at, self._sizes, self._first, self._density)
-        self._in_c = kernels.Pages(self._hi, self._lo, *facts)
 
     def find(self, hi: U64, lo: U64) -> Iterator[tuple[I64, pa.RecordBatch]]:
         """All rows with one of the hashes, some at a time, as (index of the hash, row). `hi` must ascend."""
@@ -98,6 +96,11 @@ class Run:
         if at is None:
             at = self._columns[name] = _places([page.column(name).to_numpy() for page in self._pages], self._words)
         return np.asarray(self._words[at[pages] + rows])
+
+    @cached_property
+    def _in_c(self) -> kernels.Pages:
+        facts = (self._hi_at, self._lo_at, self._sizes, self._first, self._density)
+        return kernels.Pages(self._hi, self._lo, *facts)
 
     @cached_property
     def _filter(self) -> tuple[np.uint64, npt.NDArray[np.bool_]] | None:

@@ -24,6 +24,7 @@ from store.remake import hashed
 from store.runs import Run, map_run
 from store.schema import STORED
 from store.segments import LogSegment
+from store.whole import whole
 
 __all__ = ["Salvage"]
 
@@ -66,7 +67,7 @@ class Salvage:
             return rows
         known = hashed(self._hasher, rows)
         seqs = rows.column("seq").to_numpy()
-        days = rows.column("time").combine_chunks().cast(pa.int64()).to_numpy() // _DAY_US
+        days = whole(rows.column("time")).cast(pa.int64()).to_numpy() // _DAY_US
         order = np.lexsort((known.id_lo, known.id_hi))
         hits = index.find(self._runs, known.id_hi[order], known.id_lo[order])
         at = order[hits.needle]

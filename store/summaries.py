@@ -21,6 +21,7 @@ from store.plain import units_of
 from store.runs import I64, Run
 from store.schema import SCALE
 from store.sums import from_limbs, group_sums, limbs
+from store.whole import whole
 
 __all__ = ["SUMMARY_SCHEMA", "Summary", "added_up", "find", "find_each", "of_records"]
 
@@ -83,20 +84,20 @@ class Summary(msgspec.Struct, gc=False):
 
 def of_records(hi: U64, lo: U64, stored: pa.Table) -> Run:
     """A run in memory of committed records whose keys hash to (hi, lo)."""
-    values = stored.column("value").combine_chunks()
-    is_positive = pc.equal(stored.column("type").combine_chunks(), "positive")
-    times = stored.column("time").combine_chunks().cast(pa.int64())
+    values = whole(stored.column("value"))
+    is_positive = pc.equal(whole(stored.column("type")), "positive")
+    times = whole(stored.column("time")).cast(pa.int64())
     rows = pa.record_batch(
         [
             hi,
             lo,
-            stored.column("unit").combine_chunks(),
+            whole(stored.column("unit")),
             np.ones(len(hi), dtype=np.int64),
             pc.if_else(is_positive, values, _ZERO),
             pc.if_else(is_positive, _ZERO, values),
             times,
             times,
-            stored.column("seq").combine_chunks(),
+            whole(stored.column("seq")),
         ],
         schema=SUMMARY_SCHEMA,
     )

@@ -17,6 +17,7 @@ from store.hashing import Hasher
 from store.messages_sql import SUMMARIES_OF_RECORDS
 from store.verification.report import Findings
 from store.verification.runs import OpenRun, batches_of, check_facts
+from store.whole import whole
 
 __all__ = ["Derived"]
 
@@ -65,17 +66,17 @@ class Derived:
     def add(self, rows: pa.Table, flushed: bool) -> None:
         """Records of one range (also registered as `records`), all of them flushed or none."""
         seqs = rows.column("seq").to_numpy()
-        hi, lo = self._hasher.identify(_one(rows.column("recordId")))
+        hi, lo = self._hasher.identify(whole(rows.column("recordId")))
         self._ids[seqs] = hi ^ (lo * _GOLDEN)
         self._known[seqs] = True
         if flushed:
-            days = _one(rows.column("time")).cast(pa.int64()).to_numpy() // _DAY_US
+            days = whole(rows.column("time")).cast(pa.int64()).to_numpy() // _DAY_US
             words = (days.astype(np.uint64) << np.uint64(_SEQ_BITS)) | seqs.astype(np.uint64)
             self._entries[seqs] = _digest(hi, lo, words, self._hasher.fingerprint(rows))
         else:
             self._connection.execute("INSERT INTO hot_ids SELECT seq, recordId FROM records")
         sums = self._connection.sql(SUMMARIES_OF_RECORDS).to_arrow_table()
-        key_hi, key_lo = self._hasher.keys(_one(sums.column("destinationId")), _one(sums.column("reference")))
+        key_hi, key_lo = self._hasher.keys(whole(sums.column("destinationId")), whole(sums.column("reference")))
         sums = sums.append_column("hi", pa.array(key_hi)).append_column("lo", pa.array(key_lo))
         self._connection.register("sums", sums)
         self._connection.execute("INSERT INTO earlier SELECT *, ? FROM sums", [flushed])
@@ -258,7 +259,3 @@ def _digest(hi: U64, lo: U64, words: U64, prints: U64) -> U64:
     for lane in (lo, words, prints):
         digest = ((digest << np.uint64(31)) | (digest >> np.uint64(33))) * _GOLDEN ^ lane
     return digest
-
-
-def _one(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks()

@@ -40,7 +40,7 @@ def _each(lines: list[bytes]) -> pa.RecordBatch:
     """Lines in a text of their own that ends with the last byte of the last one."""
     ends = np.cumsum([len(line) for line in lines])
     starts = ends - [len(line) for line in lines]
-    found = kernels.decode_lines(b"".join(lines), starts, ends, negative=True)
+    found = kernels.decode_lines(b"".join(lines), starts, ends, longest=1 << 22, negative=True)
     assert found is not None
     assert found[0].num_rows == np.count_nonzero(found[1])
     return found[0]

@@ -18,7 +18,9 @@ from ingest.csvs import csv_chunks
 from ingest.decode import Limits, Rules, decode_body
 from ingest.formats import Compression, Format
 from ingest.jsons import json_chunks
+from ingest.lines import Lines
 from ingest.ndjson import ndjson_chunks
+from ingest.record import MAX_RECORD_BYTES, Rejected, parse_record
 from store import kernels
 from store.errors import InvalidSchemaError, UndecodableError
 from store.journal import Position
@@ -140,11 +142,28 @@ def test_numbers_that_are_not_plain_never_pass_on_the_fast_path(value: str, take
     """An exponent, or more digits than a value may have, goes to the exact path."""
     lines = [line(), line(value=value), line()]
     ends = np.cumsum([len(text) + 1 for text in lines]) - 1
-    found = kernels.decode_lines(b"\n".join(lines), ends - [len(text) for text in lines], ends, negative=False)
+    found = kernels.decode_lines(
+        b"\n".join(lines), ends - [len(text) for text in lines], ends, longest=1 << 22, negative=False
+    )
     assert found is not None
     records, sure = found
     assert sure.tolist() == [True, taken, True]
     assert records.num_rows == 2 + taken
+
+
+def test_a_record_that_is_too_long_is_malformed_whoever_stands_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padded with spaces, which no other rule forbids: alone and among others, on every path."""
+    padded = line().replace(b'"unit"', b" " * MAX_RECORD_BYTES + b'"unit"')
+    found = parse_record(padded, Rules())
+    assert isinstance(found, Rejected)
+    assert [error.code for error in found.errors] == ["malformed"]
+    monkeypatch.setattr(ingest.lines, "MAX_RECORD_BYTES", 200)
+    text = b"\n".join([line(), line().replace(b'"unit"', b" " * 200 + b'"unit"'), line()])
+    ends = np.array([at for at, byte in enumerate(text + b"\n") if byte == ord("\n")])
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    taken = ingest.lines._in_c(Lines(text, starts, ends), Rules())
+    assert taken is not None
+    assert taken[1].tolist() == [True, False, True]
 
 
 WAYS: list[Callable[[dict[str, object]], str]] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -64,6 +65,22 @@ def test_the_library_is_built_where_the_tests_run() -> None:
     assert kernels.available(), "install a C compiler (on Debian: gcc libc6-dev), then make -B setup"
 
 
+def test_what_was_built_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other structs, other rules: a library that was left behind must not be called."""
+    (path,) = (ROOT / "store").glob("_kernels.*.so")
+    kernels.load(path)
+    monkeypatch.setattr(kernels, "_VERSION", kernels._VERSION + 1)
+    with pytest.raises(OSError, match="another version"):
+        kernels.load(path)
+
+
+def test_a_changed_source_is_another_version() -> None:
+    """Raise both numbers, in store/kernels.c and store/kernels.py, and put the digest of the source here."""
+    source = (ROOT / "store" / "kernels.c").read_bytes()
+    assert (kernels._VERSION, hashlib.sha256(source).hexdigest()[:16]) == (2, "f385e3d67d3fe0b5")
+    assert f"kernels_version(void) {{ return {kernels._VERSION}; }}".encode() in source
+
+
 def table_of(records: list[Row], cut: int) -> pa.Table:
     """The records without the first `cut`: their columns do not begin where their buffers do."""
     table = columns_of(records).combine_chunks().slice(cut)
@@ -122,7 +139,7 @@ def test_a_time_is_read_as_it_is_written(us: int, offset: int) -> None:
     text = pa.array([local], pa.timestamp("us")).cast(pa.string())[0].as_py().replace(" ", "T")
     sign, (hours, minutes) = "-" if offset < 0 else "+", divmod(abs(offset), 60)
     line = LINES[0].replace(b"2024-03-01T12:00:00.123456Z", f"{text}{sign}{hours:02}:{minutes:02}".encode())
-    found = kernels.decode_lines(line, np.array([0]), np.array([len(line)]), negative=False)
+    found = kernels.decode_lines(line, np.array([0]), np.array([len(line)]), longest=1 << 22, negative=False)
     assert found is not None
     assert found[0].column("time").cast(pa.int64()).to_pylist() == [us]
 
@@ -134,7 +151,10 @@ def test_an_array_that_is_too_large_for_arrow_is_left_to_python(monkeypatch: pyt
     columns = [table.column(name).combine_chunks() for name in RECORD.names]
     strings = [columns[at] for at in (0, 2, 3, 4, 6, 7)]
     assert kernels.render_records(strings, columns[1], columns[5]) is None
-    assert kernels.decode_lines(LINES[0], np.array([0]), np.array([len(LINES[0])]), negative=False) is None
+    assert (
+        kernels.decode_lines(LINES[0], np.array([0]), np.array([len(LINES[0])]), longest=1 << 22, negative=False)
+        is None
+    )
     assert render_records(table).to_pylist()[0].startswith('{"recordId":"a"')
 
 
