@@ -109,6 +109,23 @@ def test_each_nasty_line_among_many_ordinary_ones_is_exact(bad: bytes) -> None:
     assert ndjson_facts(data, Rules(), exact=False) == ndjson_facts(data, Rules(), exact=True)
 
 
+@pytest.mark.parametrize("name", CANONICAL_FIELDS)
+def test_each_nasty_text_in_each_field_is_exact(name: str) -> None:
+    """Also one that begins in the middle of a word of eight bytes, and so behind plain ones."""
+    found = [before + text for text in NASTY_TEXTS for before in ("", "a", "abcdefgh")]
+    lines = [json.dumps({**GOOD, name: text}, ensure_ascii=False).encode("utf-8", "surrogatepass") for text in found]
+    data = b"\n".join(lines)
+    assert ndjson_facts(data, Rules(), exact=False) == ndjson_facts(data, Rules(), exact=True)
+
+
+@pytest.mark.parametrize("name", CANONICAL_FIELDS)
+@pytest.mark.parametrize("other", CANONICAL_FIELDS)
+def test_a_field_that_stands_twice_in_place_of_another_is_exact(name: str, other: str) -> None:
+    """Eight fields are not all eight of them."""
+    data = b"\n".join([line(), line().replace(f'"{name}":'.encode(), f'"{other}":'.encode()), line()])
+    assert ndjson_facts(data, Rules(), exact=False) == ndjson_facts(data, Rules(), exact=True)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(ordinary | nasty, max_size=10), st.integers(1, 400), st.integers(1, 4))
 def test_ndjson_does_not_depend_on_where_it_is_cut(lines: list[bytes], chunk_bytes: int, rows: int) -> None:
