@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.csv as pcsv
 
 from ingest.batch import Chunk, Record
-from ingest.lines import Decoded, Ints, Lines, Solver, chunk_of, clean_text
+from ingest.lines import Decoded, Ints, Lines, Solver, chunk_of
 from ingest.ndjson import BOM, Readable, too_long_chunk
 from ingest.record import MAX_RECORD_BYTES, Rejected, Rules, check_fields, malformed
-from ingest.validate import Checked, check_columns
+from ingest.validate import Checked, check_columns, has_control_characters
 from store.errors import InvalidSchemaError, UndecodableError
 from store.journal import Position
 from store.schema import CANONICAL_FIELDS, STRING_FIELDS
@@ -234,7 +234,7 @@ def _decode(text: Lines, names: list[str], rules: Rules, exact: bool) -> Decoded
 def _fast(text: Lines, names: list[str], rules: Rules) -> Checked | None:
     """All rows by pyarrow; rows with another number of fields are left to the exact path."""
     # Line ends are cut off by now, so that a CR is data here (and would be taken for a line end).
-    if b"\r" in text.text or not clean_text(text.text, np.frombuffer(text.text, np.uint8)):
+    if b"\r" in text.text or not _clean_text(text.text, np.frombuffer(text.text, np.uint8)):
         return None
     wrong: list[int] = []
 
@@ -270,6 +270,22 @@ def _fast(text: Lines, names: list[str], rules: Rules) -> Checked | None:
     sure = np.zeros(len(text), np.bool_)
     sure[np.delete(np.arange(len(text)), wrong)] = checked.sure
     return Checked(checked.records, sure)
+
+
+def _clean_text(text: bytes, data: npt.NDArray[np.uint8]) -> bool:
+    """Whether bytes are UTF-8 without control characters, but for line ends."""
+    ends = text.count(b"\n")
+    if b"\r" in text:
+        crs = text.count(b"\r\n")
+        if text.count(b"\r") != crs:
+            return False
+        ends += crs
+    if not text.isascii():
+        try:
+            text.decode("utf-8")
+        except UnicodeDecodeError:
+            return False
+    return not has_control_characters(data, allowed=ends)
 
 
 def _fields(record: bytes) -> list[str] | None:

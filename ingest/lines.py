@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 
 from ingest.batch import Chunk, Located, Record, Reject
 from ingest.record import MAX_RECORD_BYTES, Rejected, Rules, parse_record
-from ingest.validate import Checked, columns_of, has_control_characters, merge
+from ingest.validate import Checked, columns_of, merge
 from store import kernels
 from store.journal import Position
 
-__all__ = ["Decoded", "Ints", "Lines", "Solver", "chunk_of", "clean_text", "decode_lines"]
+__all__ = ["Decoded", "Ints", "Lines", "Solver", "chunk_of", "decode_lines"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -162,19 +162,3 @@ def _in_c(text: Lines, rules: Rules) -> tuple[pa.RecordBatch, npt.NDArray[np.boo
     allowed = pc.is_in(records.column("sourceId"), pa.array(sorted(rules.sources), pa.string()))
     sure[np.flatnonzero(sure)] = allowed.to_numpy(zero_copy_only=False)
     return records.filter(allowed), sure
-
-
-def clean_text(text: bytes, data: npt.NDArray[np.uint8]) -> bool:
-    """Whether bytes are UTF-8 without control characters, but for line ends."""
-    ends = text.count(b"\n")
-    if b"\r" in text:
-        crs = text.count(b"\r\n")
-        if text.count(b"\r") != crs:
-            return False
-        ends += crs
-    if not text.isascii():
-        try:
-            text.decode("utf-8")
-        except UnicodeDecodeError:
-            return False
-    return not has_control_characters(data, allowed=ends)

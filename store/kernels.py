@@ -1,7 +1,7 @@
 """The loops over bytes in C (`store/kernels.c`), which hold no interpreter lock; each has a slower way in Python.
 
 They are built where the package is installed beside a C compiler. Without them everything gives the same, bulk more
-slowly; `None` from a function says that the slower way is to be gone.
+slowly; `None` from a function says that the slower way is to be taken.
 """
 
 from __future__ import annotations
@@ -50,7 +50,11 @@ _LINE_BYTES = 64
 """What a row takes at most beside its strings; the same figures stand in the C."""
 
 _ANCHORS = 512
+"""Of a page of a run; as in the C."""
+
 _VERSION = 2
+"""One more with every change of the C, where it stands too: what was built of another one is not loaded."""
+
 _CONTROL = -1
 """What rendering returns where a string has a control character."""
 

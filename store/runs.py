@@ -129,7 +129,7 @@ class Run:
 
         A hash may match several rows, which lie side by side on one page.
         """
-        if (in_c := kernels.find_hashes(hi, lo, self._in_c)) is not None:
+        if kernels.available() and (in_c := kernels.find_hashes(hi, lo, self._in_c)) is not None:
             return in_c
         page = np.searchsorted(self._first, hi, side="right") - 1
         at, end = self._seek(page, hi), self._ends[page]
