@@ -32,6 +32,7 @@ _AT_ONCE = 8
 """More calls than a few are made so many at once (`overlapped`)."""
 
 T = TypeVar("T")
+R = TypeVar("R")
 Buffer = bytes | bytearray | memoryview
 
 
@@ -182,15 +183,13 @@ class Disk:
         return Appender(self, path, length)
 
 
-def overlapped(action: Callable[[T], None], items: Sequence[T]) -> None:
+def overlapped(action: Callable[[T], R], items: Sequence[T], at_once: int | None = None) -> list[R]:
     """Do the same to each: several at once where they are many, because a sync mostly waits. Raises the first error."""
-    if len(items) <= _FEW:
-        for item in items:
-            action(item)
-        return
-    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="sync") as threads:
-        for done in [threads.submit(action, item) for item in items]:
-            done.result()
+    at_once = at_once or (_AT_ONCE if len(items) > _FEW else 1)
+    if at_once == 1:
+        return [action(item) for item in items]
+    with ThreadPoolExecutor(at_once, thread_name_prefix="sync") as threads:
+        return [done.result() for done in [threads.submit(action, item) for item in items]]
 
 
 class Appender:

@@ -20,12 +20,12 @@ import pyarrow as pa
 import xxhash
 
 from store import rollups
-from store.catalog import Catalog, Intent, Move, RunKind, RunRow
+from store.catalog import Catalog, FileRow, Intent, Move, RunKind, RunRow
 from store.errors import CorruptionError
 from store.files import Disk, overlapped
 from store.hot import Hot
 from store.kinds import KINDS
-from store.parquet import day_directory, describe, partitions, write_partition
+from store.parquet import Partition, day_directory, describe, partitions, write_partition
 from store.rot import Pace, condemned
 from store.threads import give_way
 
@@ -41,6 +41,12 @@ __all__ = [
 ]
 
 STAGING = "internal/staging"
+
+_WRITERS = 3
+"""Partitions of a flush that are written and synced at once; one writes while the sync of another waits."""
+
+_FEW_ROWS = 16_384
+"""Fewer are not worth threads, unless they are of many days."""
 
 
 class PartitionLocks:
@@ -71,22 +77,27 @@ class _Target:
 def stage(disk: Disk, root: Path, hot: Hot) -> Intent:
     """Write everything of a flush into the staging directory, synced and read back.
 
-    What goes into the runs is worked out beside the writing of the Parquet files, in another thread.
+    The Parquet files of a large flush are written beside each other; what goes into the runs is worked out beside them.
     """
     first_seq = hot.tables[0].column("seq")[0].as_py()
     target = _Target(first_seq, first_seq + hot.rows - 1)
     staging = root / STAGING
     disk.make_directory(staging)
-    moves, files, runs = [], [], []
+
+    def write(numbered: tuple[int, Partition]) -> tuple[Move, FileRow]:
+        number, partition = numbered
+        source = staging / f"{target.stem}.{number}.parquet"
+        write_partition(partition.rows(), source, (target.first_seq, target.last_seq))
+        disk.sync_file(source)
+        row = describe(source, f"{day_directory(partition.day)}/{target.stem}.parquet", partition.day)
+        return Move(str(source.relative_to(root)), row.name), row
+
     with ThreadPoolExecutor(1, thread_name_prefix="flusher", initializer=give_way) as beside:
         pages = {kind: beside.submit(work_out) for kind, work_out in _pages(hot).items()}
-        for number, partition in enumerate(partitions(pa.concat_tables(hot.tables))):
-            source = staging / f"{target.stem}.{number}.parquet"
-            write_partition(partition, source, (target.first_seq, target.last_seq))
-            row = describe(source, f"{day_directory(partition.day)}/{target.stem}.parquet", partition.day)
-            files.append(row)
-            moves.append(Move(str(source.relative_to(root)), row.name))
-        overlapped(disk.sync_file, [root / move.source for move in moves])
+        parts = list(enumerate(partitions(pa.concat_tables(hot.tables))))
+        written = overlapped(write, parts, None if hot.rows < _FEW_ROWS else _WRITERS)
+        moves, files = [move for move, _ in written], [row for _, row in written]
+        runs = []
         if sum(row.rows for row in files) != hot.rows:
             raise CorruptionError(f"a flush of {hot.rows} rows read back {sum(row.rows for row in files)}")
         for kind, made in pages.items():

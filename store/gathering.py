@@ -21,7 +21,7 @@ from store.engine import Stop
 from store.files import Disk
 from store.log import lines_after, parse_notifications
 from store.merging import Merging, merge
-from store.parquet import Partition, describe, write_partition
+from store.parquet import describe, write_partition
 from store.remake import REMAKE
 from store.salvage import Salvage
 from store.segments import LogSegment
@@ -156,6 +156,6 @@ def _write_pieces(root: Path, groups: Iterable[Group]) -> None:
             rows = pa.concat_tables(tables).combine_chunks()
             seqs = pc.min_max(rows.column("seq")).as_py()
             path = root / REMAKE / f"{group.day}-{group.first}.{len(group.pieces)}.parquet"
-            write_partition(Partition(group.day, rows), path, group.span or (seqs["min"], seqs["max"]))
+            write_partition(rows, path, group.span or (seqs["min"], seqs["max"]))
             row = describe(path, str(path.relative_to(root)), group.day)
             group.pieces.append(SealedFile(path, *msgspec.structs.astuple(row)))

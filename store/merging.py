@@ -78,11 +78,12 @@ def _merge_small(files: Sequence[SealedFile], path: Path, name: str) -> FileRow:
         _check(file, (len(data), xxhash.xxh3_64_hexdigest(data)))
         with pq.ParquetFile(pa.BufferReader(data)) as parquet:
             tables.append(parquet.read(use_threads=False).cast(STORED))
-    (merged,) = partitions(pa.concat_tables(tables).combine_chunks())
+    (partition,) = partitions(pa.concat_tables(tables))
+    merged = partition.rows()
     write_partition(merged, path, _span(files))
     row = describe(path, name, files[0].day)
     with pq.ParquetFile(path) as parquet:
-        if not parquet.read(use_threads=False).equals(merged.rows) or row.rows != sum(file.rows for file in files):
+        if not parquet.read(use_threads=False).equals(merged) or row.rows != sum(file.rows for file in files):
             raise CorruptionError(f"{name} was read back with other records than were written")
     return row
 

@@ -46,10 +46,15 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class Partition:
-    """The rows of one day (days since the epoch), sorted by destinationId, time, seq."""
+    """The rows of one day (days since the epoch): those at `order` of `table`."""
 
     day: int
-    rows: pa.Table
+    table: pa.Table
+    order: I64
+
+    def rows(self) -> pa.Table:
+        """A copy of them, sorted by destinationId, time, seq."""
+        return kernels.taken(self.table, self.order)
 
 
 def day_directory(day: int) -> str:
@@ -57,16 +62,18 @@ def day_directory(day: int) -> str:
     return f"records/date={(_EPOCH + timedelta(days=day)).date().isoformat()}"
 
 
-def partitions(rows: pa.Table) -> Iterator[Partition]:
-    """Cut rows by the UTC date of their time, each part sorted; one after another, so that one is in memory."""
+def partitions(rows: pa.Table) -> list[Partition]:
+    """Cut rows by the UTC date of their time. The rows of a part are copied when they are asked for."""
     if not rows.num_rows:
-        return
+        return []
     rows = rows.combine_chunks()  # once, and not for each part
     order, days = _sorted(rows)
     starts = changes(days)
     ends = np.r_[starts[1:], len(days)]
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        yield Partition(int(days[start]), kernels.taken(rows, order[start:end]))
+    return [
+        Partition(int(days[start]), rows, order[start:end])
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+    ]
 
 
 def _sorted(rows: pa.Table) -> tuple[I64, I64]:
@@ -83,10 +90,10 @@ def _sorted(rows: pa.Table) -> tuple[I64, I64]:
     return order, days[0][order] + first
 
 
-def write_partition(partition: Partition, path: Path, flush: tuple[int, int]) -> None:
-    """Write a partition to a new file, not synced. `flush` is the seq range of the flush that it belongs to."""
+def write_partition(rows: pa.Table, path: Path, flush: tuple[int, int]) -> None:
+    """Write the sorted rows of a day to a new file, not synced. `flush` is the seq range that it belongs to."""
     with partition_writer(path, flush) as writer:
-        writer.write(partition.rows)
+        writer.write(rows)
 
 
 class PartitionWriter:

@@ -42,7 +42,7 @@ def flushed(root: Path, records: pa.Table, first: int) -> list[dict[str, object]
     files = []
     for partition in partitions(table):
         path = root / f"{partition.day}-{first}.parquet"
-        write_partition(partition, path, (first, first + records.num_rows - 1))
+        write_partition(partition.rows(), path, (first, first + records.num_rows - 1))
         row = describe(path, path.name, partition.day)
         names = ("name", "day", "rows", "min_seq", "max_seq", "bytes", "sum")
         files.append(

@@ -55,7 +55,7 @@ def test_rows_are_cut_by_day_and_sorted_by_destination_time_and_seq(rows: list[A
     table = stored(rows, seqs)
     step = max(1, len(rows) // (cuts + 1))
     pieces = pa.concat_tables([table.slice(at, step) for at in range(0, max(len(rows), 1), step)])
-    found = [(part.day, seq) for part in partitions(pieces) for seq in part.rows.column("seq").to_pylist()]
+    found = [(part.day, seq) for part in partitions(pieces) for seq in part.rows().column("seq").to_pylist()]
     meant = sorted(
         (time // DAY_US, destination.encode(), time, seq)
         for (time, destination, *_), seq in zip(rows, seqs, strict=True)
