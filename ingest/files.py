@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from ingest.batch import Batch, InputStep, Reject, Source
+from ingest.batch import Batch, Chunk, InputStep, Reject, Source
 from ingest.committer import Committer
 from ingest.decode import Limits, decode_file
 from ingest.formats import by_file_name
@@ -25,6 +27,12 @@ from store.promise import Promise
 __all__ = ["FileSubmission", "Progress", "submit_file"]
 
 T = TypeVar("T")
+
+_LARGE_BYTES = 4 << 20
+"""A smaller file is hashed in less time than a thread is worth."""
+
+_AHEAD_CHUNKS = 8
+"""At most so many are decoded before their file is hashed: some 100 MB."""
 
 Progress = Callable[[int], None]
 """Called with the number of records that were handed to the committer."""
@@ -79,28 +87,57 @@ def _submit(
     progress: Progress,
 ) -> FileSubmission:
     name = submission.name
-    size, sha256 = sha256_of(path)
+    hashing = _hashing(path, submission.seen.st_size)
     state = committer.input_state(name)
-    if state is None or (state.bytes, state.sha256) != (size, sha256):
+    if state is not None and (state.bytes, state.sha256) != hashing.result():
         state = None
-    elif state.done:
+    if state is not None and state.done:
         return submission
     begin = state.position if state else Position()
     started = state.started_at_us if state else now_us
     source = Source(file=name)
     try:
         fmt, compression = by_file_name(name)
-        for chunk, is_last in _with_last(decode_file(path, fmt, compression, rules, limits, begin)):
-            step = InputStep(name, size, sha256, started, begin, chunk.end, done=is_last)
+        chunks = decode_file(path, fmt, compression, rules, limits, begin)
+        for chunk, is_last in _with_last(_ahead(chunks, hashing)):
+            step = InputStep(name, *hashing.result(), started, begin, chunk.end, done=is_last)
             submission.futures.append(committer.submit(Batch(source, (chunk,), step=step)))
             begin = chunk.end
             progress(chunk.received)
     except InputError as error:
-        return _failed(committer, submission, InputStep(name, size, sha256, started, begin, begin), error)
+        return _failed(committer, submission, InputStep(name, *hashing.result(), started, begin, begin), error)
     if begin == (state.position if state else Position()):
-        step = InputStep(name, size, sha256, started, begin, begin, done=True)
+        step = InputStep(name, *hashing.result(), started, begin, begin, done=True)
         submission.futures.append(committer.submit(Batch(source, step=step)))
     return submission
+
+
+def _hashing(path: Path, size: int) -> Future[tuple[int, str]]:
+    """Size and SHA-256 of a file; of a large one they are worked out in a thread."""
+    if size < _LARGE_BYTES:
+        done: Future[tuple[int, str]] = Future()
+        done.set_result(sha256_of(path))
+        return done
+    beside = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+    found = beside.submit(sha256_of, path)
+    beside.shutdown(wait=False)
+    return found
+
+
+def _ahead(chunks: Iterator[Chunk], hashing: Future[tuple[int, str]]) -> Iterator[Chunk]:
+    """The chunks. While the file is hashed, without which none can be committed, the first few are decoded."""
+    first: deque[Chunk] = deque()
+    error: InputError | None = None
+    try:
+        while not hashing.done() and len(first) < _AHEAD_CHUNKS and (chunk := next(chunks, None)) is not None:
+            first.append(chunk)
+    except InputError as found:
+        error = found
+    while first:
+        yield first.popleft()
+    if error is not None:
+        raise error
+    yield from chunks
 
 
 @contextlib.contextmanager

@@ -5,11 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import ingest.files
+from ingest.batch import Chunk
 from tests.support.lake import Lake
 
 FILES = 40
@@ -20,12 +25,17 @@ def lake(tmp_path: Path) -> Lake:
     """A lake with dropped files of one record each."""
     lake = Lake(tmp_path / "data")
     for number in range(FILES):
-        record = {
-            "recordId": f"rec-{number}", "time": "2024-03-01T12:00:00Z", "sourceId": "s", "destinationId": "d",
-            "type": "positive", "value": number, "unit": "SEK", "reference": "r",
-        }  # fmt: skip
-        lake.drop(f"f{number}.ndjson", json.dumps(record).encode())
+        lake.drop(f"f{number}.ndjson", line(number))
     return lake
+
+
+def line(number: int) -> bytes:
+    """A record as a line."""
+    record = {
+        "recordId": f"rec-{number}", "time": "2024-03-01T12:00:00Z", "sourceId": "s", "destinationId": "d",
+        "type": "positive", "value": number, "unit": "SEK", "reference": "r",
+    }  # fmt: skip
+    return json.dumps(record).encode() + b"\n"
 
 
 def receipts(lake: Lake) -> set[str]:
@@ -96,3 +106,58 @@ def test_a_file_that_is_taken_back_is_no_problem(lake: Lake, monkeypatch: pytest
     monkeypatch.setattr(Path, "is_file", taken_back)
     assert lake.inbox.run_once() == FILES - 1 and lake.inbox.problem is None
     lake.close()
+
+
+@pytest.mark.parametrize("ahead", [3, 100])
+def test_a_large_file_is_decoded_while_it_is_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    """As far as its bound and no further; a file that breaks before it is hashed keeps what came before the break."""
+    whole = b"".join(map(line, range(200)))
+    contents = {
+        "whole.ndjson": whole,
+        "torn.json": b"[" + b",".join(map(line, range(200))) + b", oops",
+        "empty.ndjson": b"\n",
+    }
+    decoded: list[Chunk] = []
+    enough = threading.Event()
+    decode, hashed = ingest.files.decode_file, ingest.files.sha256_of
+
+    def watched(*arguments: Any) -> Iterator[Chunk]:
+        for chunk in decode(*arguments):
+            decoded.append(chunk)
+            if len(decoded) == ahead:
+                enough.set()
+            yield chunk
+
+    def slow(path: Path) -> tuple[int, str]:
+        enough.wait(0.5)
+        time.sleep(0.05)
+        assert len(decoded) <= ahead
+        return hashed(path)
+
+    told = []
+    for large in (1 << 30, 0):
+        lake = Lake(tmp_path / f"{large}")
+        for name, content in contents.items():
+            with monkeypatch.context() as patch:
+                if not large:
+                    decoded.clear()
+                    patch.setattr(ingest.files, "_LARGE_BYTES", large)
+                    patch.setattr(ingest.files, "_AHEAD_CHUNKS", ahead)
+                    patch.setattr(ingest.files, "decode_file", watched)
+                    patch.setattr(ingest.files, "sha256_of", slow)
+                lake.drop(name, content)
+                assert lake.inbox.run_once() == 1
+        receipts = {path.name: json.loads(path.read_bytes()) for path in lake.root.rglob("*.receipt.json")}
+        told.append([lake.store.seq, {name: without_times(receipt) for name, receipt in receipts.items()}])
+        lake.close()
+    assert told[0] == told[1]
+    torn = told[0][1]["torn.json.receipt.json"]
+    assert len(told[0][1]) == 3 and torn["received"] > 0 and "code" in torn
+    assert enough.is_set() == (ahead == 3)
+
+
+def without_times(receipt: dict[str, Any]) -> dict[str, Any]:
+    """What two runs have in common."""
+    return {name: value for name, value in receipt.items() if name not in ("startedAt", "finishedAt")}
