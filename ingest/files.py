@@ -31,8 +31,8 @@ T = TypeVar("T")
 _LARGE_BYTES = 4 << 20
 """A smaller file is hashed in less time than a thread is worth."""
 
-_AHEAD_CHUNKS = 8
-"""At most so many are decoded before their file is hashed: some 100 MB."""
+_AHEAD_CHUNKS = 4
+"""At most so many are decoded before their file is hashed: as many as may wait for the committer."""
 
 Progress = Callable[[int], None]
 """Called with the number of records that were handed to the committer."""

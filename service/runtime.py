@@ -30,6 +30,7 @@ from store.engine import Engine
 from store.journal import Rules as AlertRules
 from store.letters import Letters
 from store.log import FEEDS
+from store.memory import share_memory
 from store.recovery import committed
 from store.retention import Retention
 from store.snapshot import Snapshot
@@ -82,6 +83,7 @@ class Lake:
         settings = StoreSettings(
             root, store.fsync, config.outbox.segment_bytes, _retention_us(config), compaction=compaction
         )
+        share_memory()
         self.store = Store(settings)
         self.metrics = Metrics(self)
         self.news = News()

@@ -83,6 +83,10 @@ class Hot:
             hot = hot._with_runs_of(committed)
         return self if hot is self else replace(hot, fresh=(), small=Fresh(), small_commits=0, small_rows=0)
 
+    def in_one_table(self) -> Hot:
+        """The same, settled, with its rows one after another in memory: the pieces are free once nobody reads them."""
+        return self if len(self.settled_tables) < 2 else replace(self, settled_tables=(_concatenated(self.tables),))
+
     def _with_runs_of(self, committed: Committed) -> Hot:
         rows = committed.rows
         entries, sums = committed.runs

@@ -315,6 +315,9 @@ class Store:
                     return 0
                 self._view = replace(self._view, frozen=self._view.active.settled(), active=Hot())
             frozen = self._view.frozen
+        frozen = frozen.in_one_table()
+        with self._exchange:
+            self._view = replace(self._view, frozen=frozen)
         try:
             if self._intent is None:
                 clear_staging(self.disk, self.root)
