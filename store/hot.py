@@ -85,7 +85,7 @@ class Hot:
 
     def in_one_table(self) -> Hot:
         """The same, settled, with its rows one after another in memory: the pieces are free once nobody reads them."""
-        return self if len(self.settled_tables) < 2 else replace(self, settled_tables=(_concatenated(self.tables),))
+        return self if len(self.settled_tables) < 2 else replace(self, settled_tables=(_concatenated([*self.tables]),))
 
     def _with_runs_of(self, committed: Committed) -> Hot:
         rows = committed.rows
