@@ -183,9 +183,9 @@ class Disk:
         return Appender(self, path, length)
 
 
-def overlapped(action: Callable[[T], R], items: Sequence[T], at_once: int | None = None) -> list[R]:
+def overlapped(action: Callable[[T], R], items: Sequence[T], at_least: int = 1) -> list[R]:
     """Do the same to each: several at once where they are many, because a sync mostly waits. Raises the first error."""
-    at_once = at_once or (_AT_ONCE if len(items) > _FEW else 1)
+    at_once = max(at_least, _AT_ONCE if len(items) > _FEW else 1)
     if at_once == 1:
         return [action(item) for item in items]
     with ThreadPoolExecutor(at_once, thread_name_prefix="sync") as threads:

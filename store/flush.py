@@ -43,9 +43,9 @@ __all__ = [
 STAGING = "internal/staging"
 
 _WRITERS = 3
-"""Partitions of a flush that are written and synced at once; one writes while the sync of another waits."""
+"""So many partitions of a large flush are written and synced at once: one writes while the sync of another waits."""
 
-_FEW_ROWS = 16_384
+_LARGE_ROWS = 16_384
 """Fewer are not worth threads, unless they are of many days."""
 
 
@@ -95,7 +95,7 @@ def stage(disk: Disk, root: Path, hot: Hot) -> Intent:
     with ThreadPoolExecutor(1, thread_name_prefix="flusher", initializer=give_way) as beside:
         pages = {kind: beside.submit(work_out) for kind, work_out in _pages(hot).items()}
         parts = list(enumerate(partitions(pa.concat_tables(hot.tables))))
-        written = overlapped(write, parts, None if hot.rows < _FEW_ROWS else _WRITERS)
+        written = overlapped(write, parts, at_least=1 if hot.rows < _LARGE_ROWS else _WRITERS)
         moves, files = [move for move, _ in written], [row for _, row in written]
         runs = []
         if sum(row.rows for row in files) != hot.rows:
