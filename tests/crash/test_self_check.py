@@ -6,7 +6,10 @@ made to do nothing, one at a time, and the same states are tried until one does 
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +23,7 @@ from store.files import Disk
 from store.journal import Journal
 from store.log import Log
 from tests.support.direct import record_of
-from tests.support.disk_model import State, frontiers, random_state, systematic_states
+from tests.support.disk_model import State, frontiers, materialise, random_state, systematic_states
 from tests.support.outcome import outcome_of
 from tests.support.remembered import cheap_starts
 from tests.support.scenarios import JOURNAL_BYTES, SCENARIOS, Run, made
@@ -30,6 +33,8 @@ TRIES = 600
 """States of each scenario, at most; most places show within a hundred."""
 
 TRIES_SUPERFLUOUS = 150
+
+plain_glob = Path.glob
 
 SUPERFLUOUS: dict[str, str] = {
     "store/compaction.py:_staged make_directories": "with the folder only an old directory is lost, that was to go",
@@ -188,6 +193,72 @@ def test_with_two_steps_exchanged_a_promise_is_broken(swap: Callable[..., None],
     broken = broken_state(recording, memory)
     assert broken is not None
     print(broken[:300])
+
+
+def test_a_state_is_made_to_the_byte_whatever_was_done_to_the_one_before(memory: Path) -> None:
+    """Files that lie there already are left only where they are those of the state, and nobody has written to them."""
+    recording = record(SCENARIOS["retention"], memory)
+    chance = random.Random(1)
+    parent = memory / "state"
+    for number, state in enumerate(itertools.islice(likely_states(recording), 400)):
+        materialise(state, parent)
+        assert contents(parent) == {
+            **state.entries,
+            **{link: state.entries[first] for link, first in state.links.items()},
+        }
+        inodes = {path: (parent / path[1:]).stat().st_ino for path in (*state.entries, *state.links)}
+        assert all(inodes[link] == inodes[first] for link, first in state.links.items())
+        assert len({inodes[path] for path in state.entries}) == len(state.entries)
+        files = [path for path in parent.rglob("*") if path.is_file()]
+        for path in chance.sample(files, min(4, len(files))):
+            data = path.read_bytes()
+            match (number + len(data)) % 5:
+                case 0 if data:
+                    with path.open("r+b") as file:
+                        file.write(bytes([data[0] ^ 1]))
+                case 1:
+                    os.truncate(path, len(data) // 2)
+                case 2:
+                    path.with_name("another").write_bytes(data[::-1])
+                    path.with_name("another").rename(path)
+                case 3:
+                    os.link(path, path.with_name(f"{path.name}.link"))
+                case _:
+                    path.unlink()
+
+
+def contents(parent: Path) -> dict[str, bytes | None]:
+    """By path below it what every file holds; None of directories."""
+    return {f"/{path.relative_to(parent)}": None if path.is_dir() else path.read_bytes() for path in parent.rglob("*")}
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="nothing stands in for it there")
+def test_folders_are_searched_as_by_pathlib(memory: Path, tmp_path: Path) -> None:
+    """What stands in for `Path.glob` in a cheap start finds the same."""
+    for name in (
+        "a.jsonl",
+        ".b.jsonl",
+        "c.jsonl.tmp",
+        "records/x/d.parquet",
+        "records/e.parquet",
+        "records/x/y/f.parquet",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "records" / "g.parquet").mkdir()
+    patterns = (
+        "*.jsonl",
+        "*",
+        "**/*.parquet",
+        "records/**/*.parquet",
+        "none/**/*.parquet",
+        "records/*.parquet",
+        "*/*/*.p*",
+    )
+    for folder in (tmp_path, tmp_path / "records", tmp_path / "none", tmp_path / "a.jsonl"):
+        assert Path.glob is not plain_glob
+        for pattern in patterns:
+            assert sorted(folder.glob(pattern)) == sorted(plain_glob(folder, pattern)), (folder, pattern)
 
 
 def test_an_outcome_is_another_with_any_byte_changed(memory: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import xxhash
@@ -20,6 +21,18 @@ from tests.support.recording import Change, Data, Mark, Op, Size, Snapshot, Sync
 __all__ = ["Frontier", "State", "frontiers", "materialise", "random_state", "systematic_states"]
 
 SECTOR = 512
+_MANY = 256
+"""So many states that were drawn of a frontier, and their names, are remembered: where few are pending, all of them."""
+
+_UNTOUCHED = 10**9
+"""The time of files that nobody has written to since they were made, in nanoseconds since the epoch."""
+
+Made = tuple[int, bytes]
+"""A file that was made: its inode, and what it holds."""
+
+_made: dict[str, dict[str, Made]] = {}
+"""By directory, what was made there last."""
+
 Pick = tuple[str, int]
 """How a write is kept: ("whole" | "none" | "prefix" | "zeros" | "garbage", bytes that are right)."""
 
@@ -34,6 +47,10 @@ class Frontier:
     data: list[Data | Size] = field(default_factory=list)
     catalog_before: bytes | None = None
     mark: Mark = Mark(0, 0)
+    shapes: dict[frozenset[int], Shape] = field(default_factory=dict)
+    """The names by the changes that are kept, where they have been asked for."""
+    drawn: dict[object, State] = field(default_factory=dict)
+    """The states by what is kept, where they have been drawn."""
 
     def copy(self, at: int) -> Frontier:
         """One that can be changed."""
@@ -55,6 +72,10 @@ class State:
 
     def key(self) -> bytes:
         """Equal for states that must pass the same checks."""
+        return self._key
+
+    @cached_property
+    def _key(self) -> bytes:
         return self._digest(f"{self.mark}", sorted(self.entries))
 
     def part(self, folder: str) -> bytes:
@@ -62,13 +83,27 @@ class State:
         return self._digest("", sorted(path for path in self.entries if f"/{folder}/" in path))
 
     def _digest(self, begin: str, paths: list[str]) -> bytes:
-        hasher = xxhash.xxh3_128(begin.encode())
-        for path in paths:
-            data = self.entries[path]
-            hasher.update(f"{path} {-1 if data is None else len(data)} ".encode())
-            hasher.update(data or b"")
-        hasher.update("".join(f"{path} {first} " for path, first in sorted(self.links.items())).encode())
-        return hasher.digest()
+        entries = self.entries
+        pieces = [begin.encode(), *(_digest_of(path, entries[path]) for path in paths)]
+        pieces.extend(f"{path} {first} ".encode() for path, first in sorted(self.links.items()))
+        return xxhash.xxh3_128_digest(b"".join(pieces))
+
+
+@lru_cache(8_192)
+def _digest_of(path: str, data: bytes | None) -> bytes:
+    """Of one entry: few states have other bytes than those before them in more than a few files."""
+    return xxhash.xxh3_128_digest(f"{path} {-1 if data is None else len(data)} ".encode() + (data or b""))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The names of a state: its entries, the nodes of its files, and further names of files."""
+
+    entries: dict[str, bytes | None]
+    files: dict[int, str]
+    links: dict[str, str]
+    catalog: str | None
+    """Where it lies, if its directory is there."""
 
 
 def frontiers(base: Tree, ops: Sequence[Op], mark: Mark) -> list[Frontier]:
@@ -159,29 +194,44 @@ def _state(
     frontier: Frontier, changes: list[Change], picks: list[Pick], how: str, catalog: str = "now", seed: int = 0
 ) -> State:
     """The state in which these changes of names are kept, and of each pending write what its pick says."""
-    tree = frontier.durable.copy()
-    chosen = _with_needs(changes)
-    _keep(tree, [change for change in frontier.changes if id(change) in chosen])
+    shape = _shape(frontier, frozenset(_with_needs(changes)))
     pending: dict[int, list[tuple[Data | Size, Pick]]] = {}
     for piece, pick in zip(frontier.data, picks, strict=True):
         pending.setdefault(piece.node, []).append((piece, pick))
+    entries = dict(shape.entries)
     for node, pieces in pending.items():
-        tree.files[node] = _content(tree.files[node], pieces, seed)
+        if node in shape.files:
+            entries[shape.files[node]] = _content(frontier.durable.files[node], pieces, seed)
+    kept = {"now": frontier.durable.catalog, "behind": frontier.catalog_before, "lost": None}[catalog]
+    if kept is not None and shape.catalog is not None:
+        entries[shape.catalog] = kept
+    return State(entries, shape.links, frontier.at, frontier.mark, f"{how}, catalog {catalog}")
+
+
+def _shape(frontier: Frontier, chosen: frozenset[int]) -> Shape:
+    """The names where these changes, by their `id`, are kept, and the bytes that are durable."""
+    found = frontier.shapes.get(chosen)
+    if found is not None:
+        return found
+    durable = frontier.durable
+    tree = Tree({node: dict(names) for node, names in durable.directories.items()})
+    _keep(tree, [change for change in frontier.changes if id(change) in chosen])
     entries: dict[str, bytes | None] = {}
-    first: dict[int, str] = {}
+    files: dict[int, str] = {}
     links: dict[str, str] = {}
     for path, node in _walk(tree, 0, ""):
         if node in tree.directories:
             entries[path] = None
-        elif first.setdefault(node, path) == path:
-            entries[path] = tree.files.get(node, b"")
+        elif files.setdefault(node, path) == path:
+            entries[path] = durable.files.get(node, b"")
         else:
-            links[path] = first[node]
-    kept = {"now": tree.catalog, "behind": frontier.catalog_before, "lost": None}[catalog]
+            links[path] = files[node]
     internal = next((path for path in entries if path.endswith("/internal") and path.count("/") == 2), None)
-    if kept is not None and internal is not None:
-        entries[f"{internal}/catalog.sqlite"] = kept
-    return State(entries, links, frontier.at, frontier.mark, f"{how}, catalog {catalog}")
+    catalog = None if internal is None else f"{internal}/catalog.sqlite"
+    shape = Shape(entries, files, links, catalog)
+    if len(frontier.shapes) < _MANY:
+        frontier.shapes[chosen] = shape
+    return shape
 
 
 def _walk(tree: Tree, directory: int, prefix: str) -> Iterator[tuple[str, int]]:
@@ -230,40 +280,70 @@ def random_state(frontier: Frontier, chance: random.Random) -> State:
         how = chance.choice(("whole", "whole", "none", "prefix", "zeros", "garbage"))
         picks.append((how, chance.randrange(len(piece.data) + 1) if isinstance(piece, Data) else 0))
     catalog = chance.choices(("now", "behind", "lost"), (18, 1, 1))[0]
-    return _state(frontier, changes, picks, f"random {picks}", catalog, chance.getrandbits(32))
+    seed = chance.getrandbits(32)
+    kept = (frozenset(map(id, changes)), tuple(picks), catalog, seed if any("garbage" in pick for pick in picks) else 0)
+    state = frontier.drawn.get(kept)
+    if state is None:
+        state = _state(frontier, changes, picks, f"random {picks}", catalog, seed)
+        if len(frontier.drawn) < _MANY:
+            frontier.drawn[kept] = state
+    return state
 
 
 def materialise(state: State, parent: Path) -> None:
-    """Make `parent` a directory that holds the state. Every file is a new one, because somebody may map the old."""
+    """Make `parent` a directory that holds the state.
+
+    A file that was made for the state before, and that nobody has written to since, is left where it lies; every other
+    one is a new one, because somebody may map the old.
+    """
     base = str(parent)
     os.makedirs(base, exist_ok=True)
-    there = _emptied(base, "", state.entries)
+    before = _made.pop(base, {})
+    _made.clear()  # of directories that are gone
+    made: dict[str, Made] = {}
+    there = _emptied(base, "", state, before, made)
     for path, data in state.entries.items():
+        if path in there:
+            continue
         if data is None:
-            if path not in there:
-                os.mkdir(base + path)
-        else:
-            handle = os.open(base + path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            try:
-                assert os.write(handle, data) == len(data)
-            finally:
-                os.close(handle)
+            os.mkdir(base + path)
+            continue
+        handle = os.open(base + path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            assert os.write(handle, data) == len(data)
+            if "/inbox/" not in path:  # of those the times are told
+                os.utime(handle, ns=(_UNTOUCHED, _UNTOUCHED))
+                made[path] = (os.fstat(handle).st_ino, data)
+        finally:
+            os.close(handle)
     for path, first in state.links.items():
         os.link(base + first, base + path)
+    _made[base] = made
 
 
-def _emptied(base: str, folder: str, entries: Mapping[str, bytes | None]) -> set[str]:
-    """Remove all files of a folder and the folders that are not to be there; those that are left."""
+def _emptied(base: str, folder: str, state: State, before: Mapping[str, Made], made: dict[str, Made]) -> set[str]:
+    """Remove all that is not to be there; the folders and files that are left, the files in `made` too."""
     left = set()
     with os.scandir(base + folder) as found:
-        names = [(f"{folder}/{entry.name}", entry.is_dir(follow_symlinks=False)) for entry in found]
-    for path, is_folder in names:
-        if not is_folder:
-            os.unlink(base + path)
+        entries = [(f"{folder}/{entry.name}", entry) for entry in found]
+    for path, entry in entries:
+        if not entry.is_dir(follow_symlinks=False):
+            known = before.get(path)
+            if known is not None and known[1] == state.entries.get(path) and _is_untouched(entry, known[0]):
+                made[path] = known
+                left.add(path)
+            else:
+                os.unlink(base + path)
             continue
-        left |= _emptied(base, path, entries)
-        if entries.get(path, b"") is None:
+        left |= _emptied(base, path, state, before, made)
+        if state.entries.get(path, b"") is None:
             left.add(path)
         else:
             os.rmdir(base + path)
     return left
+
+
+def _is_untouched(entry: os.DirEntry[str], inode: int) -> bool:
+    """Whether it is the file that was made: whoever writes to it, or cuts it, sets its time."""
+    found = entry.stat(follow_symlinks=False)
+    return found.st_ino == inode and found.st_mtime_ns == _UNTOUCHED

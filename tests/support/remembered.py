@@ -13,12 +13,15 @@ import os
 import pathlib
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xxhash
 
+import store.hot
 import store.kinds
 import store.lookup
 import store.recovery
@@ -31,6 +34,7 @@ from store.hashing import Hasher
 __all__ = ["cheap_starts"]
 
 _MANY = 16_384
+_FEW = 1_024
 
 
 @contextlib.contextmanager
@@ -39,7 +43,7 @@ def cheap_starts() -> Iterator[None]:
     before, threads = gc.get_threshold(), (pa.cpu_count(), pa.io_thread_count())
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(100_000, 20, 50)
     logging.disable(logging.ERROR)
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
@@ -66,6 +70,9 @@ def _remembered() -> Iterator[None]:
         patch.setattr(store.store, "Hasher", _by(store.store.Hasher, lambda *keys: keys))
         lookup = _by(store.lookup._in_file, lambda file, seqs: (_read(file.path), tuple(seqs)))
         patch.setattr(store.lookup, "_in_file", lookup)
+        patch.setattr(store.lookup, "pq", SimpleNamespace(ParquetFile=_by(_Parquet, _read)))
+        patch.setattr(store.hot, "combined", _by_identity(store.hot.combined))
+        patch.setattr(store.hot, "_concatenated", _by_identity(store.hot._concatenated))
         patch.setattr(store.kinds, "map_run", run)
         patch.setattr(store.remake, "map_run", run)
         patch.setattr(store.rollups, "map_rollup", rollup)
@@ -78,6 +85,9 @@ def _remembered() -> Iterator[None]:
             patch.setattr(flavour, "parse_parts", _by(flavour.parse_parts, tuple))
             child = _by(pathlib.PurePath._make_child, lambda path, names: (type(path), path, names))
             patch.setattr(pathlib.PurePath, "_make_child", child)
+            patch.setattr(pathlib.PurePath, "__truediv__", _below(pathlib.PurePath.__truediv__))
+            patch.setattr(Path, "glob", _found(Path.glob))
+            patch.setattr(Path, "read_bytes", _bytes_of)
         for module in (store.recovery, store.remake):
             patch.setattr(module, "parse_notifications", parse)
             patch.setattr(module, "hashed", make)
@@ -99,13 +109,104 @@ def _groups() -> Callable[..., Iterator[tuple[FileRow, pa.Table]]]:
     return groups
 
 
-def _read(path: Path) -> bytes:
-    """A digest of what a file holds now."""
+class _Parquet:
+    """A Parquet file that is read once, for each row group and choice of columns that is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._found: dict[tuple[int, tuple[str, ...]], pa.Table] = {}
+        self._file = pq.ParquetFile(pa.BufferReader(_bytes_of(path)))
+        self.num_row_groups = self._file.num_row_groups
+
+    def __enter__(self) -> _Parquet:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def read_row_group(self, group: int, columns: list[str]) -> pa.Table:
+        named = (group, tuple(columns))
+        if named not in self._found:
+            self._found[named] = self._file.read_row_group(group, columns=columns)
+        return self._found[named]
+
+
+def _bytes_of(path: Path) -> bytes:
+    """What a file holds, in four calls of the system."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        return xxhash.xxh3_128_digest(os.read(handle, os.fstat(handle).st_size))
+        return os.read(handle, os.fstat(handle).st_size)
     finally:
         os.close(handle)
+
+
+def _read(path: Path) -> bytes:
+    """A digest of what a file holds now."""
+    return xxhash.xxh3_128_digest(_bytes_of(path))
+
+
+def _below(join: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Paths below others: of the same path and name the same object, which knows its text already."""
+    found: dict[tuple[int, Any], tuple[Any, Any]] = {}
+
+    def joined(path: Any, name: Any) -> Any:
+        known = found.get((id(path), name))
+        if known is None:
+            if len(found) >= _MANY:
+                found.clear()
+            found[id(path), name] = known = (path, join(path, name))  # as long as it is here, nothing else has its id
+        return known[1]
+
+    return joined
+
+
+def _found(glob: Callable[[Path, str], Iterator[Path]]) -> Callable[[Path, str], Iterator[Path]]:
+    """`Path.glob` for the end of a name, in a folder or in all folders below one; other patterns as before."""
+
+    def below(folder: Path, end: str) -> Iterator[Path]:
+        for name in _names(folder):
+            if name.endswith(end):
+                yield folder / name
+        with os.scandir(folder) as entries:
+            folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        for name in folders:
+            yield from below(folder / name, end)
+
+    def found(path: Path, pattern: str) -> Iterator[Path]:
+        folder, _, end = pattern.rpartition("*")
+        if any(special in end for special in "/?["):
+            return glob(path, pattern)
+        if not folder:
+            return iter([path / name for name in _names(path) if name.endswith(end)])
+        above, is_deep, rest = folder.partition("/**/")
+        if is_deep and not rest and not any(special in above for special in "*?["):
+            return below(path / above, end) if (path / above).is_dir() else iter(())
+        return glob(path, pattern)
+
+    return found
+
+
+def _names(folder: Path) -> list[str]:
+    """The names in a folder; none where it is not there."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _by_identity(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As `_by`, for lists of what is remembered itself, or made once: of the same objects the same comes out."""
+    found: dict[Any, tuple[Any, Any]] = {}
+
+    def asked(pieces: list[Any], *more: Any) -> Any:
+        named = (*map(id, pieces), *more)
+        known = found.get(named)
+        if known is None:
+            if len(found) >= _FEW:
+                found.clear()
+            found[named] = known = (pieces, function(pieces, *more))  # while they are here, nothing else has their ids
+        return known[1]
+
+    return asked
 
 
 def _by(function: Callable[..., Any], key: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,11 +215,14 @@ def _by(function: Callable[..., Any], key: Callable[..., Any]) -> Callable[..., 
 
     def asked(*arguments: Any) -> Any:
         named = key(*arguments)
-        if named not in found:
-            if len(found) >= _MANY:
-                found.clear()
-            found[named] = function(*arguments)
-        return found[named]
+        try:
+            return found[named]
+        except KeyError:
+            pass
+        if len(found) >= _MANY:
+            found.clear()
+        found[named] = made = function(*arguments)
+        return made
 
     return asked
 

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from ingest.decode import Limits
@@ -34,8 +35,12 @@ class Run:
         self.model = model
         self.unanswered: list[Canonical | None] = []
         self.store = open_store(root, disk)
-        self.committer = Direct(self.store)
         self.is_open = True
+
+    @cached_property
+    def committer(self) -> Direct:
+        """Made where it is asked for: most stores of a campaign are only started."""
+        return Direct(self.store)
 
     def post(self, records: list[Canonical | None]) -> None:
         """One request; what the model takes, too."""
@@ -59,7 +64,8 @@ class Run:
         """Stop, once."""
         if self.is_open:
             self.is_open = False
-            self.committer.stop()
+            if "committer" in vars(self):
+                self.committer.stop()
             self.store.close()
 
 
