@@ -40,6 +40,7 @@ class Flusher:
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="flusher", daemon=True)
         self._passed = time.monotonic()
+        self._loaded = False
         self.problem: str | None = None
         self.done = (0, 0, 0.0)
         """Flushes since the start, their records and seconds."""
@@ -84,7 +85,11 @@ class Flusher:
             flushes, records, seconds = self.done
             self.done = (flushes + 1, records + rows, seconds + time.monotonic() - began)
         if rows >= _WORTH_ROWS:
+            self._loaded = True
             give_back_memory()
+        elif self._loaded:  # what a bulk load would use again, nobody does
+            self._loaded = False
+            give_back_memory(above=0)
         self.problem = None
         while not self._stopping and self._store.merge_once():
             give_back_memory()

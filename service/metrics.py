@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Protocol
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
@@ -13,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from outbox.forwarder.status import SinkStatus
 from store.compaction import CompactionCounters
+from store.memory import resident_bytes
 from store.outcomes import Answer
 
 __all__ = ["Metrics", "State"]
@@ -143,13 +142,10 @@ def _of_sinks(sinks: list[SinkStatus]) -> Iterator[Metric]:
 
 def _memory() -> dict[str, tuple[str, float]]:
     """Of this process: what is its own, and what of mapped files is in memory."""
-    try:
-        found = dict(
-            re.findall(r"^(Rss(?:Anon|File)):\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-        )
-    except OSError:
+    found = resident_bytes()
+    if not found:
         return {}
     return {
-        "memory_anonymous_bytes": ("Memory of the process that is its own.", int(found["RssAnon"]) * 1024),
-        "memory_mapped_bytes": ("Mapped files in memory, which the kernel may drop.", int(found["RssFile"]) * 1024),
+        "memory_anonymous_bytes": ("Memory of the process that is its own.", found["RssAnon"]),
+        "memory_mapped_bytes": ("Mapped files in memory, which the kernel may drop.", found["RssFile"]),
     }

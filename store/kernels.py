@@ -52,7 +52,7 @@ _LINE_BYTES = 64
 _ANCHORS = 512
 """Of a page of a run; as in the C."""
 
-_VERSION = 2
+_VERSION = 3
 """One more with every change of the C, where it stands too: what was built of another one is not loaded."""
 
 _CONTROL = -1
