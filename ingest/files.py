@@ -31,7 +31,7 @@ T = TypeVar("T")
 _LARGE_BYTES = 4 << 20
 """A smaller file is hashed in less time than a thread is worth."""
 
-_AHEAD_CHUNKS = 4
+_AHEAD_CHUNKS = 16
 """At most so many are decoded before their file is hashed: as many as may wait for the committer."""
 
 Progress = Callable[[int], None]

@@ -28,7 +28,7 @@ class Limits:
     max_decompressed_bytes: int | None = None
     max_ratio: int | None = None
     chunk_bytes: int = 4 << 20
-    chunk_rows: int = 32_768
+    chunk_rows: int = 8_192
     max_rejects: int | None = None
     max_records: int | None = None
 

@@ -68,7 +68,7 @@ class Ingest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     negative_values: Literal["reject", "accept"] = "reject"
     settle_s: Seconds = 2.0
     rescan_s: Seconds = 2.0
-    chunk_rows: Positive = 32_768
+    chunk_rows: Positive = 8_192
     queue_batches: Positive = 4_096
     queue_records: Positive = 1_000_000
     atomic_records: Positive = 65_536
