@@ -81,7 +81,7 @@ endif
 
 crash: setup servers ## the long fault campaigns, hours (make crash SEED=7; one alone: make crash ARGS="-k disk_model")
 	@echo "again with: make crash SEED=$(SEED)"
-	ONCELAKE_TEST_SEED=$(SEED) ONCELAKE_TEST_STATES=1000000 ONCELAKE_TEST_FAILPOINTS=1 ONCELAKE_TEST_KILLS=3334 \
+	ONCELAKE_TEST_SEED=$(SEED) ONCELAKE_TEST_STATES=1050000 ONCELAKE_TEST_FAILPOINTS=1 ONCELAKE_TEST_KILLS=3334 \
 	ONCELAKE_TEST_CUTS=2000 ONCELAKE_TEST_FULL=200 ONCELAKE_TEST_ROT=20000 ONCELAKE_TEST_MEND=5000 ONCELAKE_TEST_SWAPS=2000 ONCELAKE_TEST_DAYS=2000 \
 	ONCELAKE_TEST_OUTSIDE=100000 ONCELAKE_TEST_MEND_EVERY=1 \
 		$(BIN)/python -m pytest --numprocesses 2 -rP --show-capture=stdout tests/crash tests/unit/test_compaction.py tests/unit/test_mend.py $(ARGS)
