@@ -1,6 +1,6 @@
 """A crash, EIO, ENOSPC or a short write, before and after every call of the disk: nothing is lost, nothing comes twice.
 
-All of (call, fault) are tried of commits, singles, files, a flush and a compaction. `ONCELAKE_TEST_FAILPOINTS` sets the
+All of (call, fault) are tried of commits, singles, a flush and a compaction. `ONCELAKE_TEST_FAILPOINTS` sets the
 share of the other scenarios that is tried, drawn by `ONCELAKE_TEST_SEED`.
 """
 
@@ -29,7 +29,7 @@ from tests.support.scenarios import JOURNAL_BYTES, SCENARIOS, Run, Scenario, cop
 from tests.support.trials import in_memory
 
 SHARE = float(os.environ.get("ONCELAKE_TEST_FAILPOINTS", "0.06"))
-ALWAYS = {"commits", "singles", "files", "a flush", "a compaction"}
+ALWAYS = {"commits", "singles", "a flush", "a compaction"}
 """Scenarios of which every (call, fault) is tried, whatever the share."""
 
 SEED = int(os.environ.get("ONCELAKE_TEST_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 32)
