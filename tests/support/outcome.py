@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ import xxhash
 from store.log import Log
 from store.store import Store
 
-__all__ = ["outcome_of"]
+__all__ = ["bytes_of", "outcome_of"]
 
 _APART = ("/lock", "/internal/catalog.sqlite", "/internal/quarantine")
 """Paths that begin so: the owner, the catalog (SQLite gives its pages), and what is kept for people alone."""
@@ -51,13 +52,13 @@ def _on_disk(root: str) -> Iterator[bytes]:
                 links.append((name, inode))
             else:
                 names.setdefault(inode, name)
-                yield _content(root + name)
+                yield bytes_of(root + name)
     for name, inode in links:
         yield f"{name} {names.get(inode)}".encode()
 
 
-def _content(path: str) -> bytes:
-    """The bytes of a file, without what `open` does beside: a state has dozens of small ones."""
+def bytes_of(path: str | Path) -> bytes:
+    """What a file holds, in four calls of the system: a state has dozens of small ones."""
     handle = os.open(path, os.O_RDONLY)
     try:
         return os.read(handle, os.fstat(handle).st_size)

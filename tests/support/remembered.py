@@ -30,6 +30,7 @@ import store.rollups
 import store.store
 from store.catalog import FileRow
 from store.hashing import Hasher
+from tests.support.outcome import bytes_of
 
 __all__ = ["cheap_starts"]
 
@@ -87,7 +88,7 @@ def _remembered() -> Iterator[None]:
             patch.setattr(pathlib.PurePath, "_make_child", child)
             patch.setattr(pathlib.PurePath, "__truediv__", _below(pathlib.PurePath.__truediv__))
             patch.setattr(Path, "glob", _found(Path.glob))
-            patch.setattr(Path, "read_bytes", _bytes_of)
+            patch.setattr(Path, "read_bytes", bytes_of)
         for module in (store.recovery, store.remake):
             patch.setattr(module, "parse_notifications", parse)
             patch.setattr(module, "hashed", make)
@@ -114,7 +115,7 @@ class _Parquet:
 
     def __init__(self, path: Path) -> None:
         self._found: dict[tuple[int, tuple[str, ...]], pa.Table] = {}
-        self._file = pq.ParquetFile(pa.BufferReader(_bytes_of(path)))
+        self._file = pq.ParquetFile(pa.BufferReader(bytes_of(path)))
         self.num_row_groups = self._file.num_row_groups
 
     def __enter__(self) -> _Parquet:
@@ -130,18 +131,9 @@ class _Parquet:
         return self._found[named]
 
 
-def _bytes_of(path: Path) -> bytes:
-    """What a file holds, in four calls of the system."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        return os.read(handle, os.fstat(handle).st_size)
-    finally:
-        os.close(handle)
-
-
 def _read(path: Path) -> bytes:
     """A digest of what a file holds now."""
-    return xxhash.xxh3_128_digest(_bytes_of(path))
+    return xxhash.xxh3_128_digest(bytes_of(path))
 
 
 def _below(join: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
