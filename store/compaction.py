@@ -211,7 +211,7 @@ class Compaction:
             for name in staged:
                 self._remove(self._root / name)
             self._disk.make_directories([temp, *(self._root / name for name in staged)])
-            how = Merging(temp, self._settings.memory, self._stop)
+            how = Merging(self._disk, temp, self._settings.memory, self._stop)
             found = [self._merged(*merging, how) for merging in zip(chosen, targets, staged, strict=True)]
             swaps = [swap for swap in found if swap is not None]
             overlapped(self._disk.sync_file, [self._root / swap.staged / Path(swap.file.name).name for swap in swaps])

@@ -22,10 +22,14 @@ from typing import TypeVar
 from store.errors import StoreInUseError
 from store.exchange import exchange_names
 
-__all__ = ["NO_LINKS", "Appender", "Disk", "Lock", "is_disk_full", "overlapped"]
+__all__ = ["NO_LINKS", "Appender", "Disk", "Growing", "Lock", "is_disk_full", "overlapped"]
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 """What file systems without hard links say to a link."""
+
+STEP_BYTES = 16 << 20
+"""A large file is synced whenever it has grown by so much. Whoever syncs another one meanwhile waits for all that is
+not on the disk yet: 0.7 to 1.2 s beside a sync of 600 MB, 0.12 at most beside its steps."""
 
 _FEW = 16
 _AT_ONCE = 8
@@ -98,11 +102,19 @@ class Disk:
             os.close(handle)
 
     def write(self, path: Path, data: Buffer | Iterable[Buffer], *, sync: bool = True) -> None:
-        """A new file with these bytes, synced (not its directory). A file that is there is replaced in place."""
+        """A new file with these bytes, synced (not its directory). A file that is there is replaced in place.
+
+        Pieces are synced in steps.
+        """
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
+            unsynced = 0
             for piece in [data] if isinstance(data, Buffer) else data:
+                if sync and self.fsync and unsynced >= STEP_BYTES:
+                    os.fsync(handle)
+                    unsynced = 0
                 _write_all(handle, piece)
+                unsynced += len(piece)
             if sync and self.fsync:
                 os.fsync(handle)
         finally:
@@ -190,6 +202,22 @@ def overlapped(action: Callable[[T], R], items: Sequence[T], at_least: int = 1) 
         return [action(item) for item in items]
     with ThreadPoolExecutor(at_once, thread_name_prefix="sync") as threads:
         return [done.result() for done in [threads.submit(action, item) for item in items]]
+
+
+class Growing:
+    """A file that somebody else writes: `grown` is told after each piece of it, and syncs it in steps."""
+
+    def __init__(self, disk: Disk, path: Path) -> None:
+        self._disk = disk
+        self._path = path
+        self._synced = 0
+
+    def grown(self) -> None:
+        """Sync what has come, where that is enough for a step."""
+        size = self._path.stat().st_size
+        if size - self._synced >= STEP_BYTES:
+            self._disk.sync_file(self._path)
+            self._synced = size
 
 
 class Appender:

@@ -22,7 +22,7 @@ import xxhash
 from store import rollups
 from store.catalog import Catalog, FileRow, Intent, Move, RunKind, RunRow
 from store.errors import CorruptionError
-from store.files import Disk, overlapped
+from store.files import Disk, Growing, overlapped
 from store.hot import Hot
 from store.kinds import KINDS
 from store.parquet import Partition, day_directory, describe, partitions, write_partition
@@ -123,10 +123,12 @@ def write_run(
 ) -> RunRow:
     """Write the pages of a run to a file, synced. It will be called `name`."""
     rows = 0
+    growing = Growing(disk, path)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, KINDS[kind].schema) as writer:
         for page in pages:
             writer.write_batch(page)
             rows += page.num_rows
+            growing.grown()
     disk.sync_file(path)
     size, checksum = checksum_of(path)
     return RunRow(name, cast("RunKind", kind), rows, *seqs, size, checksum)

@@ -116,7 +116,7 @@ def gather(
 
 def joined(disk: Disk, root: Path, group: Group, path: Path, name: str) -> FileRow:
     """All records of a group in one new file, sorted and compared, not synced. It will be called `name`."""
-    made = merge(group.pieces, path, name, Merging(root / TEMP, _MEMORY, Stop()))
+    made = merge(group.pieces, path, name, Merging(disk, root / TEMP, _MEMORY, Stop()))
     for piece in group.pieces:
         disk.remove(piece.path)
     return made

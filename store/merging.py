@@ -21,6 +21,7 @@ import xxhash
 from store.catalog import FileRow
 from store.engine import Stop
 from store.errors import MEND, CorruptionError
+from store.files import Disk, Growing
 from store.flush import checksum_of
 from store.memory import give_back_memory
 from store.parquet import describe, flush_of, partition_writer, partitions, write_partition
@@ -52,15 +53,16 @@ _FACTS = """
 
 @dataclass(frozen=True)
 class Merging:
-    """How merges are made: within `memory`, spilling to `temp`, until `stop` is set."""
+    """How merges are made: on `disk`, within `memory`, spilling to `temp`, until `stop` is set."""
 
+    disk: Disk
     temp: Path
     memory: str
     stop: Stop
 
 
 def merge(files: Sequence[SealedFile], path: Path, name: str, how: Merging) -> FileRow:
-    """Write the records of these files to a new file, not synced. It will be called `name`.
+    """Write the records of these files to a new file, whose last bytes are not synced. It will be called `name`.
 
     `CorruptionError` where the bytes of a file are not those that the catalog says (rot would be copied), or what was
     written is not what they hold; `duckdb.Error` where DuckDB cannot do it, `duckdb.InterruptException` after a stop.
@@ -97,8 +99,10 @@ def _merge_large(files: Sequence[SealedFile], path: Path, name: str, how: Mergin
         connection.execute("SET TimeZone = 'UTC'")
         connection.execute("SET enable_progress_bar = false")
         with partition_writer(path, _span(files)) as writer:
+            growing = Growing(how.disk, path)
             for batch in _fetched(connection.sql(_SORTED, params={"files": paths}), how.stop):
                 writer.write(pa.Table.from_batches([batch.cast(STORED)]))
+                growing.grown()
         before = _facts(connection, paths)
         after = _facts(connection, [str(path)])
     give_back_memory()

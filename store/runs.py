@@ -11,7 +11,6 @@ pages whatever the size of the runs.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +21,7 @@ import pyarrow as pa
 
 from store import kernels
 from store.hashing import U64
+from store.mapped import MappedPages
 
 __all__ = ["PAGE_ROWS", "Run", "map_run", "merge_ranges", "tier_to_merge"]
 
@@ -32,7 +32,7 @@ TIER_RUNS = 4
 I64 = npt.NDArray[np.int64]
 
 _SLICED = 8
-"""So many rows of a page are sliced out one by one in less time than they are taken in one call."""
+"""So many rows are sliced out one by one in less time than they are taken in one call."""
 
 _FILTERED_ROWS = 4_096
 _FILTER_BITS = 3
@@ -51,30 +51,34 @@ class Run:
 
     def __init__(self, pages: Iterable[pa.RecordBatch], name: str = "", words: U64 | None = None) -> None:
         self.name = name
-        self._words = words
-        self._columns: dict[str, I64] = {}
         self._pages = [page for page in pages if page.num_rows]
+        self._mapped = None if words is None else MappedPages(self._pages, words)
         self.rows = sum(page.num_rows for page in self._pages)
         hi, lo = ([page.column(name).to_numpy() for page in self._pages] for name in ("hi", "lo"))
         self._his, self._los = hi, lo
-        if words is None:
+        if self._mapped is None:
             assert len(self._pages) <= 1
             self._hi = hi[0] if hi else np.zeros(0, np.uint64)
             self._lo = lo[0] if lo else np.zeros(0, np.uint64)
             self._hi_at = self._lo_at = np.zeros(len(hi), np.int64)
         else:
             self._hi = self._lo = words
-            self._hi_at, self._lo_at = _places(hi, words), _places(lo, words)
+            self._hi_at, self._lo_at = self._mapped.begins("hi"), self._mapped.begins("lo")
         self._sizes = np.array([len(page) for page in hi], np.int64)
         self._ends = self._hi_at + self._sizes
         self._first = np.array([page[0] for page in hi], np.uint64)
         last = np.array([page[-1] for page in hi], np.uint64)
         self._density = self._sizes / np.maximum((last - self._first).astype(np.float64), 1.0)
 
+    def touch(self) -> None:
+        """Read a mapped run once, so that the first look-ups do not wait for its pages."""
+        if self._mapped is not None:
+            self._mapped.touch()
+
     def find(self, hi: U64, lo: U64) -> Iterator[tuple[I64, pa.RecordBatch]]:
         """All rows with one of the hashes, some at a time, as (index of the hash, row). `hi` must ascend."""
         for needles, pages, rows in self.places(hi, lo):
-            yield needles, pa.concat_batches(self._taken(pages, rows))
+            yield needles, self.taken(pages, rows)
 
     def places(self, hi: U64, lo: U64) -> Iterator[tuple[I64, I64, I64]]:
         """Where these rows are, as (index of the hash, page, row of the page)."""
@@ -90,12 +94,9 @@ class Run:
 
     def numbers(self, name: str, pages: I64, rows: I64) -> U64:
         """A column of 64-bit words at these places."""
-        if self._words is None:
+        if self._mapped is None:
             return np.asarray(self._pages[0].column(name).to_numpy()[rows])
-        at = self._columns.get(name)
-        if at is None:
-            at = self._columns[name] = _places([page.column(name).to_numpy() for page in self._pages], self._words)
-        return np.asarray(self._words[at[pages] + rows])
+        return self._mapped.numbers(name, pages, rows)
 
     @cached_property
     def _in_c(self) -> kernels.Pages:
@@ -148,15 +149,14 @@ class Run:
         order = np.argsort(pages, kind="stable")
         return needles[order], pages[order], rows[order]
 
-    def _taken(self, pages: I64, rows: I64) -> Iterator[pa.RecordBatch]:
-        """The rows of these pages, which ascend."""
-        cuts = [0, *(np.flatnonzero(np.diff(pages)) + 1).tolist(), len(pages)]
-        for low, high in itertools.pairwise(cuts):
-            page = self._pages[int(pages[low])]
-            if high - low > _SLICED:
-                yield page.take(pa.array(rows[low:high]))
-            else:
-                yield from (page.slice(row, 1) for row in rows[low:high].tolist())
+    def taken(self, pages: I64, rows: I64) -> pa.RecordBatch:
+        """These rows of pages, in this order."""
+        if len(rows) <= _SLICED:
+            found = zip(pages.tolist(), rows.tolist(), strict=True)
+            return pa.concat_batches([self._pages[page].slice(row, 1) for page, row in found])
+        if self._mapped is None:
+            return self._pages[0].take(pa.array(rows))
+        return self._mapped.taken(pages, rows)
 
     def _seek(self, page: I64, hi: U64) -> I64:
         """Where in `_hi` the first hash of the page is that is not below each.
@@ -193,15 +193,6 @@ class Run:
     def batches(self) -> list[pa.RecordBatch]:
         """The pages as they are."""
         return self._pages
-
-
-def _places(columns: Sequence[U64], words: U64) -> I64:
-    """Where in the words of the file each column begins."""
-    bytes_in = np.array([column.ctypes.data - words.ctypes.data for column in columns], np.int64)
-    ends = bytes_in + 8 * np.array([len(column) for column in columns], np.int64)
-    if (bytes_in < 0).any() or (bytes_in % 8).any() or (ends > words.nbytes).any():
-        raise pa.ArrowInvalid("its pages do not lie in the file as they are read")
-    return bytes_in // 8
 
 
 def _paged(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

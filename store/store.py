@@ -36,6 +36,7 @@ from store.log import FEEDS, Log, check_committed
 from store.lookup import rows_at
 from store.recovery import LOGS, open_catalog, quarantine_tails, recover_hot, state_of
 from store.rot import known_damage
+from store.runs import Run
 from store.snapshot import SealedFile, Snapshot
 from store.upgrade import upgraded
 from store.view import View
@@ -367,6 +368,8 @@ class Store:
                 continue
             gone, row = merged
             run = KINDS[kind].map(self.root / row.name, row)
+            if isinstance(run, Run):
+                run.touch()  # before commits look into it
             self._run_rows = [old for old in self._run_rows if old.name not in gone] + [row]
             with self._exchange:
                 kept = [old for old in getattr(self._view, kind) if old.name not in gone]

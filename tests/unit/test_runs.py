@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from store.files import Disk
 from store.flush import write_run
 from store.index import INDEX_SCHEMA, entries, find, sorted_entries
 from store.runs import Run, map_run, merge_ranges
+from store.summaries import SUMMARY_SCHEMA, added_up
 
 U64 = npt.NDArray[np.uint64]
 
@@ -99,3 +101,38 @@ def test_a_file_that_is_read_into_memory_is_refused(tmp_path: Path) -> None:
         writer.write_batch(page)
     with pytest.raises(pa.ArrowInvalid, match="do not lie in the file"):
         map_run(tmp_path / "run", "run")
+
+
+@pytest.mark.parametrize("asked", [1, 8, 9, 700])
+def test_rows_of_many_pages_are_those_that_arrow_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    """Every column of the summaries, each unit of another length, in an order that no page has."""
+    monkeypatch.setattr(runs, "PAGE_ROWS", 100)
+    for seed in range(5):
+        chance = np.random.Generator(np.random.Philox(seed))
+        rows = summaries_of(3_000, chance)
+        pages = merge_ranges([Run([rows])], added_up)
+        write_run(Disk(fsync=False), tmp_path / "run", "summaries", "run", pages, (0, 0))
+        run = map_run(tmp_path / "run", "run")
+        assert len(run.batches()) > 20
+        wanted = chance.integers(0, run.rows, asked)
+        whole = pa.Table.from_batches(run.batches()).combine_chunks()
+        page_of = np.repeat(np.arange(len(run.batches())), [page.num_rows for page in run.batches()])
+        row_of = np.concatenate([np.arange(page.num_rows) for page in run.batches()])
+        found = run.taken(page_of[wanted], row_of[wanted])
+        found.validate(full=True)
+        assert pa.Table.from_batches([found]).equals(whole.take(pa.array(wanted)))
+
+
+def summaries_of(count: int, chance: np.random.Generator) -> pa.RecordBatch:
+    """Rows of summaries, no key twice, with sums of all 38 digits and units of one to four bytes a character."""
+    hi = np.sort(chance.integers(0, MOST, count, np.uint64, endpoint=True))
+    digits = [int("".join(map(str, chance.integers(0, 10, 29)))) for _ in range(count)]
+    sums = pa.array([Decimal(f"{'-' if number % 3 else ''}{number}.123456789") for number in digits])
+    units = [("kg", "€", "𝄞" * 3, "a unit that is long")[number % 4] for number in digits]
+    times = chance.integers(-(1 << 60), 1 << 60, count)
+    counts = chance.integers(1, 1 << 62, count)
+    columns = [hi, hi ^ np.uint64(5), units, counts, sums.cast(SUMMARY_SCHEMA.field("positive").type)]
+    columns += [columns[-1].take(pa.array(np.arange(count)[::-1])), times, times + 1, counts + 1]
+    return pa.record_batch(columns, schema=SUMMARY_SCHEMA)
