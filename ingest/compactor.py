@@ -20,11 +20,15 @@ _NICE = 10
 
 
 class Compactor:
-    """Compacts a store whenever something is worth it, looking every `interval_s`."""
+    """Compacts a store whenever something is worth it, looking every `interval_s`.
 
-    def __init__(self, store: Store, interval_s: float) -> None:
+    Where that is not wanted it only removes what compactions before it left.
+    """
+
+    def __init__(self, store: Store, interval_s: float, *, is_wanted: bool = True) -> None:
         self._store = store
         self._interval_s = interval_s
+        self._is_wanted = is_wanted
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="compactor", daemon=True)
         self.problem: str | None = None
@@ -56,6 +60,12 @@ class Compactor:
     def _run(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        try:
+            self._store.compaction.remove_retired()
+        except OSError as error:
+            logger.warning("old directories could not be removed, the next start tries again: %s", error)
+        if not self._is_wanted:
+            return
         lacks = self._store.compaction.probe()
         if lacks is not None:
             logger.warning("partitions are not compacted: the file system of %s: %s", self._store.root, lacks)

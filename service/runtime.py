@@ -90,7 +90,7 @@ class Lake:
         self.letters = Letters(root, lambda: committed(self.store.state, "rejected"))
         self.feeds = {name: self.feed(name) for name in FEEDS}
         self.scrubber = Scrubber(self.store, store.scrub_interval_s)
-        self.compactor = Compactor(self.store, store.flush_interval_s)
+        self.compactor = Compactor(self.store, store.flush_interval_s, is_wanted=store.compact)
         alerts = config.alerts
         self.committer = Committer(
             self.store,
@@ -166,8 +166,7 @@ class Lake:
         self.committer.start()
         self.flusher.start()
         self.scrubber.start()
-        if self.config.store.compact:
-            self.compactor.start()
+        self.compactor.start()
         if inbox:
             self.inbox.start()
             self.forwarder.start()

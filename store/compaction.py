@@ -4,7 +4,8 @@ The merged file is written into a new directory outside the analysts' glob, sync
 stands for. Then, under the lock of the partition: every other file of the partition is hard-linked beside it, the new
 directory is synced, an intent goes into the catalog, the two directories are exchanged in one call, both parents are
 synced, and one catalog transaction ends it. The old directory stays for a while, under the name of the new one, and is
-removed. A start finishes an exchange that was made and forgets one that was not (`recover_swaps`).
+removed. A start finishes an exchange that was made and forgets one that was not (`recover_swaps`); the directories that
+are left then are removed beside the service, because that takes a second for each gigabyte.
 
 One thread calls `run_once`. Commits and flushes go on beside it; a flush waits for the lock of a partition only.
 """
@@ -35,7 +36,7 @@ from store.merging import Merging, merge
 from store.parquet import day_directory
 from store.snapshot import SealedFile
 
-__all__ = ["COMPACTION", "Compaction", "CompactionCounters", "CompactionSettings", "clear_compaction", "recover_swaps"]
+__all__ = ["COMPACTION", "Compaction", "CompactionCounters", "CompactionSettings", "recover_swaps"]
 
 logger = logging.getLogger("oncelake.compaction")
 
@@ -109,7 +110,7 @@ class Compaction:
         self._settings = settings
         self._sealed = sealed
         self._pending: list[Swap] = []
-        self._retired: list[tuple[float, Path]] = []
+        self._retired = [(-math.inf, path) for path in _left(root)]
         self._newest: dict[int, tuple[int, float]] = {}
         self._damaged: set[str] = set()
         self._idle_at = -1
@@ -145,7 +146,7 @@ class Compaction:
         """
         now = time.monotonic() if now_s is None else now_s
         self._links.clean()
-        self._remove_retired(now)
+        self.remove_retired(now)
         try:
             if self._pending:
                 with self._locked(self._pending):
@@ -159,6 +160,14 @@ class Compaction:
                 raise DiskFullError(f"no room on the device of {self._root} to compact") from error
             raise
         return done
+
+    def remove_retired(self, now_s: float = -math.inf) -> None:
+        """Remove the directories whose time is over, or only what the process before this one left."""
+        due = [path for until, path in self._retired if until <= now_s]
+        self._retired = [entry for entry in self._retired if entry[0] > now_s]
+        for path in due:
+            self._remove(path)
+        self.counters.retired = len(self._retired)
 
     def stop(self) -> None:
         """Give up the merge under way, from another thread; what is exchanged is finished."""
@@ -314,13 +323,6 @@ class Compaction:
 
     # -- cleaning
 
-    def _remove_retired(self, now: float) -> None:
-        due = [path for until, path in self._retired if until <= now]
-        self._retired = [entry for entry in self._retired if entry[0] > now]
-        for path in due:
-            self._remove(path)
-        self.counters.retired = len(self._retired)
-
     def _remove(self, directory: Path) -> None:
         remove_directory(self._disk, directory)
 
@@ -358,7 +360,7 @@ def remove_directory(disk: Disk, directory: Path) -> None:
 
 
 def recover_swaps(disk: Disk, root: Path, catalog: Catalog) -> None:
-    """At a start: what was exchanged counts, what was not is forgotten; then `clear_compaction` removes the rest.
+    """At a start: what was exchanged counts, what was not is forgotten.
 
     A file that was made again (`store.mend`) came by a rename into its partition.
     """
@@ -374,8 +376,7 @@ def recover_swaps(disk: Disk, root: Path, catalog: Catalog) -> None:
     logger.warning("of %d exchanges of Parquet files under way %d had been made", len(swaps), len(done))
 
 
-def clear_compaction(disk: Disk, root: Path) -> None:
-    """At a start: remove old directories and what was never exchanged; nothing names them."""
-    if (root / COMPACTION).is_dir():
-        for path in (root / COMPACTION).iterdir():
-            remove_directory(disk, path)
+def _left(root: Path) -> list[Path]:
+    """What a start finds: old directories, and what was never exchanged. Nothing names them."""
+    directory = root / COMPACTION
+    return sorted(path for path in directory.iterdir() if path.is_dir()) if directory.is_dir() else []

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from store.catalog import Catalog, CatalogDamagedError, FileRow, RunRow
-from store.compaction import clear_compaction, recover_swaps, remove_directory
+from store.compaction import recover_swaps, remove_directory
 from store.errors import MEND, CorruptionError
 from store.files import Disk
 from store.flush import STAGING, PartitionLocks, clear_staging, move_into_place
@@ -186,7 +186,6 @@ def open_catalog(disk: Disk, root: Path, hasher: Hasher, contents: JournalConten
             catalog.close()
         if not (fresh and contents.frames[-1].last_seq == 0):
             logger.error("the catalog is made anew from the journal and the Parquet files: %s", error)
-    clear_compaction(disk, root)
     remove_directory(disk, root / REMAKE)
     if state is not None:
         clear_staging(disk, root)

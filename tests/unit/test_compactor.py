@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ingest.compactor import Compactor
+from store.compaction import COMPACTION
 from store.errors import DiskFullError
 from store.files import Disk
 from store.store import Store
@@ -40,6 +41,24 @@ def test_it_compacts_what_is_due_and_ends_when_it_is_told(tmp_path: Path) -> Non
     compactor.stop()
     assert ended()
     assert compactor.problem is None
+    store.close()
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_what_a_compaction_left_is_removed_after_the_start_and_not_by_it(tmp_path: Path, is_wanted: bool) -> None:
+    """Also where nothing is to be compacted any more; a start does not wait for it."""
+    store = flushed_twice(tmp_path / "data")
+    assert store.compaction.run_once() == 1
+    store.close()
+    store = open_store(tmp_path / "data")
+    (old,) = (tmp_path / "data" / COMPACTION).glob("date=*")
+    assert len(list(old.iterdir())) == 2
+    compactor = Compactor(store, 60.0, is_wanted=is_wanted)
+    compactor.start()
+    wait_until(lambda: not old.exists())
+    compactor.stop()
+    assert len(store.files) == 1
+    assert store.compaction.counters.retired == 0
     store.close()
 
 
