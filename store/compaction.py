@@ -29,7 +29,7 @@ from store.catalog import Catalog, FileRow, Swap
 from store.choice import choose_partitions
 from store.engine import Stop
 from store.errors import CorruptionError, DiskFullError
-from store.files import Disk, is_disk_full, overlapped
+from store.files import STEP_BYTES, Disk, is_disk_full, overlapped
 from store.flush import PartitionLocks
 from store.links import Links
 from store.merging import Merging, merge
@@ -165,8 +165,9 @@ class Compaction:
         """Remove the directories whose time is over, or only what the process before this one left."""
         due = [path for until, path in self._retired if until <= now_s]
         self._retired = [entry for entry in self._retired if entry[0] > now_s]
+        unsynced = 0
         for path in due:
-            self._remove(path)
+            unsynced = remove_directory(self._disk, path, unsynced)
         self.counters.retired = len(self._retired)
 
     def stop(self) -> None:
@@ -347,16 +348,23 @@ def sync_parents(disk: Disk, root: Path) -> None:
             raise OSError(errno.EIO, f"{directory} could not be synced: {error}") from error
 
 
-def remove_directory(disk: Disk, directory: Path) -> None:
-    """Remove a directory with its files, if it is there."""
+def remove_directory(disk: Disk, directory: Path, unsynced: int = 0) -> int:
+    """Remove a directory with its files, if it is there; in steps of so many bytes, because a commit beside it waits
+    until those of the last step are given back. Returns how many bytes have gone since then, `unsynced` among them.
+    """
     if not directory.is_dir():
-        return
+        return unsynced
     for path in directory.iterdir():
         if path.is_dir():
-            remove_directory(disk, path)
-        else:
-            disk.remove(path)
+            unsynced = remove_directory(disk, path, unsynced)
+            continue
+        unsynced += path.lstat().st_size
+        disk.remove(path)
+        if unsynced >= STEP_BYTES:
+            disk.sync_directory(directory)
+            unsynced = 0
     disk.remove_directory(directory)
+    return unsynced
 
 
 def recover_swaps(disk: Disk, root: Path, catalog: Catalog) -> None:

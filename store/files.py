@@ -22,7 +22,7 @@ from typing import TypeVar
 from store.errors import StoreInUseError
 from store.exchange import exchange_names
 
-__all__ = ["NO_LINKS", "Appender", "Disk", "Growing", "Lock", "is_disk_full", "overlapped"]
+__all__ = ["NO_LINKS", "STEP_BYTES", "Appender", "Disk", "Growing", "Lock", "is_disk_full", "overlapped"]
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 """What file systems without hard links say to a link."""

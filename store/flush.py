@@ -154,7 +154,10 @@ def move_into_place(disk: Disk, root: Path, intent: Intent, locks: PartitionLock
 def merge_tier(
     disk: Disk, root: Path, catalog: Catalog, kind: str, rows: list[RunRow]
 ) -> tuple[list[str], RunRow] | None:
-    """Merge one full size class of a kind's runs: the names that are gone and the new run; None if none is full."""
+    """Merge one full size class of a kind's runs: the names that are gone and the new run; None if none is full.
+
+    The files that are named no more are the caller's to remove; the next start would.
+    """
     chosen = KINDS[kind].to_merge(rows)
     if not chosen:
         return None
@@ -175,9 +178,6 @@ def merge_tier(
     disk.sync_directory((root / name).parent)
     gone = [row.name for row in chosen]
     catalog.exchange_runs(gone, merged)
-    for old in gone:
-        with contextlib.suppress(OSError):  # nothing names it any more, and the next start removes it
-            disk.remove(root / old)  # a mapping keeps the bytes for whoever still reads them
     return gone, merged
 
 

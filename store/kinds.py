@@ -13,7 +13,7 @@ from store import index, rollups, summaries
 from store.catalog import RunRow
 from store.runs import Run, map_run, merge_ranges, tier_to_merge
 
-__all__ = ["KINDS", "Kind"]
+__all__ = ["KINDS", "Kind", "opened"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,14 @@ class Kind:
     map: Callable[[Path, RunRow], Any]
     to_merge: Callable[[Sequence[RunRow]], list[RunRow]]
     merged: Callable[[Sequence[Any]], Iterator[pa.RecordBatch]]
+
+
+def opened(root: Path, row: RunRow) -> Any:
+    """A run that was just written, read once: commits that look into it do not wait for its pages."""
+    run = KINDS[row.kind].map(root / row.name, row)
+    if isinstance(run, Run):
+        run.touch()
+    return run
 
 
 def _hashed(schema: pa.Schema, combine: Callable[[pa.RecordBatch], pa.RecordBatch]) -> Kind:

@@ -30,14 +30,14 @@ from store.head import Commit, Head
 from store.hot import Hot
 from store.identity import Identity, load_identity
 from store.journal import Checkpoint, Frame, Journal, read_journal
-from store.kinds import KINDS
+from store.kinds import KINDS, opened
 from store.links import Links
 from store.log import FEEDS, Log, check_committed
 from store.lookup import rows_at
 from store.recovery import LOGS, open_catalog, quarantine_tails, recover_hot, state_of
 from store.rot import known_damage
-from store.runs import Run
 from store.snapshot import SealedFile, Snapshot
+from store.unlinked import Unlinked
 from store.upgrade import upgraded
 from store.view import View
 
@@ -78,6 +78,7 @@ class Store:
         self._committed_written = -1
         self._folded_bytes = 0
         self._intent: Intent | None = None
+        self._unlinked = Unlinked(self.disk)
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="runs")
         try:
             identity = load_identity(self.root, self.disk)
@@ -335,7 +336,7 @@ class Store:
                 raise DiskFullError(f"no room on the device of {self.root} to flush {frozen.rows} records") from error
             raise
         self._intent = None
-        added = {row.kind: KINDS[row.kind].map(self.root / row.name, row) for row in intent.runs}
+        added = {row.kind: opened(self.root, row) for row in intent.runs}
         self._run_rows.extend(intent.runs)
         with self._room:
             view = self._view
@@ -356,6 +357,7 @@ class Store:
 
         `DiskFullError`: everything is as it was, and it may be tried again.
         """
+        self._unlinked.free()
         for kind in KINDS:
             rows = [row for row in self._run_rows if row.kind == kind]
             try:
@@ -367,14 +369,12 @@ class Store:
             if merged is None:
                 continue
             gone, row = merged
-            run = KINDS[kind].map(self.root / row.name, row)
-            if isinstance(run, Run):
-                run.touch()  # before commits look into it
+            run = opened(self.root, row)
             self._run_rows = [old for old in self._run_rows if old.name not in gone] + [row]
             with self._exchange:
-                kept = [old for old in getattr(self._view, kind) if old.name not in gone]
-                changed: dict[str, Any] = {kind: (*kept, run)}
-                self._view = replace(self._view, **changed)
+                before = getattr(self._view, kind)
+                self._view = self._view.merged(kind, gone, run)
+            self._unlinked.remove({self.root / old.name: old for old in before if old.name in gone})
             return True
         return False
 
@@ -412,6 +412,7 @@ class Store:
     def close(self) -> None:
         """Give the directory free. What is hot stays in the log, for the next start."""
         self._beside.shutdown()
+        self._unlinked.free(all_of_them=True)
         self._catalog.close()
         self._journal.close()
         for log in self._logs.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -39,6 +40,12 @@ class View:
         """The same with the runs of all commits."""
         active = self.active.settled()
         return self if active is self.active else replace(self, active=active)
+
+    def merged(self, kind: str, gone: Collection[str], run: Any) -> View:
+        """The same with one run of a kind in place of those with these names."""
+        kept = [old for old in getattr(self, kind) if old.name not in gone]
+        changed: dict[str, Any] = {kind: (*kept, run)}
+        return replace(self, **changed)
 
     @property
     def hot_rows(self) -> int:
