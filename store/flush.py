@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,9 @@ STAGING = "internal/staging"
 _WRITERS = 3
 """So many partitions of a large flush are written and synced at once: one writes while the sync of another waits."""
 
+_ADDERS = 2
+"""So many runs of a large flush are made at once: that of the summaries takes as long as the other two."""
+
 _LARGE_ROWS = 16_384
 """Fewer are not worth threads, unless they are of many days."""
 
@@ -77,7 +80,7 @@ class _Target:
 def stage(disk: Disk, root: Path, hot: Hot) -> Intent:
     """Write everything of a flush into the staging directory, synced and read back.
 
-    The Parquet files of a large flush are written beside each other; what goes into the runs is worked out beside them.
+    The Parquet files of a large flush are written beside each other, and its runs beside them.
     """
     first_seq = hot.tables[0].column("seq")[0].as_py()
     target = _Target(first_seq, first_seq + hot.rows - 1)
@@ -92,30 +95,30 @@ def stage(disk: Disk, root: Path, hot: Hot) -> Intent:
         row = describe(source, f"{day_directory(partition.day)}/{target.stem}.parquet", partition.day)
         return Move(str(source.relative_to(root)), row.name), row
 
-    with ThreadPoolExecutor(1, thread_name_prefix="flusher", initializer=give_way) as beside:
-        pages = {kind: beside.submit(work_out) for kind, work_out in _pages(hot).items()}
+    def add(kind: str) -> tuple[Move, RunRow]:
+        source = staging / f"{target.stem}.{kind}.arrow"
+        name = f"internal/{kind}/{target.stem}.arrow"
+        row = write_run(disk, source, kind, name, _pages(hot, kind), (target.first_seq, target.last_seq))
+        return Move(str(source.relative_to(root)), name), row
+
+    is_large = hot.rows >= _LARGE_ROWS
+    with ThreadPoolExecutor(_ADDERS, thread_name_prefix="flusher", initializer=give_way) as beside:
+        added = [beside.submit(add, kind) for kind in KINDS] if is_large else []
         parts = list(enumerate(partitions(pa.concat_tables(hot.tables))))
-        written = overlapped(write, parts, at_least=1 if hot.rows < _LARGE_ROWS else _WRITERS)
-        moves, files = [move for move, _ in written], [row for _, row in written]
-        runs = []
-        if sum(row.rows for row in files) != hot.rows:
-            raise CorruptionError(f"a flush of {hot.rows} rows read back {sum(row.rows for row in files)}")
-        for kind, made in pages.items():
-            source = staging / f"{target.stem}.{kind}.arrow"
-            name = f"internal/{kind}/{target.stem}.arrow"
-            runs.append(write_run(disk, source, kind, name, made.result(), (target.first_seq, target.last_seq)))
-            moves.append(Move(str(source.relative_to(root)), name))
+        written = overlapped(write, parts, at_least=_WRITERS if is_large else 1)
+        runs = [done.result() for done in added] if is_large else [add(kind) for kind in KINDS]
+    if sum(row.rows for _, row in written) != hot.rows:
+        raise CorruptionError(f"a flush of {hot.rows} rows read back {sum(row.rows for _, row in written)}")
     disk.sync_directory(staging)
-    return Intent(target.first_seq, target.last_seq, moves, files, runs)
+    moves = [move for move, _ in (*written, *runs)]
+    return Intent(target.first_seq, target.last_seq, moves, [row for _, row in written], [row for _, row in runs])
 
 
-def _pages(hot: Hot) -> dict[str, Callable[[], list[pa.RecordBatch]]]:
-    """By kind what works out the pages that a flush adds to the runs."""
-    return {
-        "index": lambda: list(KINDS["index"].merged(hot.index)),
-        "summaries": lambda: list(KINDS["summaries"].merged(hot.summaries)),
-        "rollups": lambda: list(rollups.pages(rollups.of_records(hot.tables))),
-    }
+def _pages(hot: Hot, kind: str) -> Iterable[pa.RecordBatch]:
+    """The pages that a flush adds to the runs of a kind."""
+    if kind == "rollups":
+        return rollups.pages(rollups.of_records(hot.tables))
+    return KINDS[kind].merged(hot.index if kind == "index" else hot.summaries)
 
 
 def write_run(
