@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import shutil
 import statistics
 import threading
@@ -27,6 +28,7 @@ def beside(context: Context) -> list[Line]:
     with Service(data, **BULK) as service:
         for number, given in enumerate(inputs):
             shutil.copyfile(given.path, data / f"{number}.staged")
+        os.sync()
         for number in range(_FILES):
             (data / f"{number}.staged").rename(data / "inbox" / f"{number}.ndjson")
         began = time.perf_counter()

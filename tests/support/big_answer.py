@@ -88,12 +88,10 @@ def _anonymous() -> int:
 def _read_again(path: Path, rows: int, form: str) -> dict[str, Any]:
     seen = np.zeros(rows + 1, dtype=np.uint8)
     digest, scaled = hashlib.blake2b(digest_size=16), 0
-    for text in _texts(path, form):
+    for text, seqs, values in _blocks(path, form):
         digest.update(text)
-        seqs = np.array(re.findall(rb'[{]"seq":([0-9]+),', text), dtype="S").astype(np.int64)
-        assert len(seqs) == text.count(b"\n")
+        assert len(seqs) == len(values) == text.count(b"\n")
         np.add.at(seen, seqs, 1)
-        values = pa.array(re.findall(rb'"value":"([^"]*)"', text), pa.binary()).cast(pa.string())
         scaled += int(pc.sum(values.cast(pa.decimal128(38, 9))).as_py().scaleb(9))
     return {
         "once": int((seen[1:] == 1).sum()),
@@ -103,11 +101,13 @@ def _read_again(path: Path, rows: int, form: str) -> dict[str, Any]:
     }
 
 
-def _texts(path: Path, form: str) -> Iterator[bytes]:
-    """Every row as canonical JSON with a line feed, in blocks."""
+def _blocks(path: Path, form: str) -> Iterator[tuple[bytes, Any, pa.Array]]:
+    """Every row as canonical JSON with a line feed, its seq and its value, in blocks."""
     batches: Any
     if form in ("json", "ndjson"):
-        yield from _records_in(path)
+        for text in _records_in(path):
+            seqs = np.array(re.findall(rb'[{]"seq":([0-9]+),', text), dtype="S").astype(np.int64)
+            yield text, seqs, pa.array(re.findall(rb'"value":"([^"]*)"', text), pa.binary()).cast(pa.string())
         return
     if form == "csv":
         columns = {name: pa.string() for name in RECORDS.names} | {"seq": pa.int64()}
@@ -117,7 +117,7 @@ def _texts(path: Path, form: str) -> Iterator[bytes]:
     else:
         batches = pq.ParquetFile(path).iter_batches(32_768)
     for batch in batches:
-        yield text_of(render_objects(batch, "\n"))
+        yield text_of(render_objects(batch, "\n")), batch.column("seq").to_numpy(), batch.column("value")
 
 
 def _records_in(path: Path) -> Iterator[bytes]:
