@@ -162,16 +162,18 @@ class Compaction:
         return done
 
     def remove_retired(self, now_s: float = -math.inf) -> None:
-        """Remove the directories whose time is over, or only what the process before this one left."""
+        """Remove the directories whose time is over, or only what the process before this one left; until a stop."""
         due = [path for until, path in self._retired if until <= now_s]
         self._retired = [entry for entry in self._retired if entry[0] > now_s]
         unsynced = 0
         for path in due:
+            if self._stop.is_set:  # what is left is removed behind the next start
+                break
             unsynced = remove_directory(self._disk, path, unsynced)
         self.counters.retired = len(self._retired)
 
     def stop(self) -> None:
-        """Give up the merge under way, from another thread; what is exchanged is finished."""
+        """Give up the merge or removal under way, from another thread; what is exchanged is finished."""
         self._stop.set()
 
     # -- choosing

@@ -55,6 +55,11 @@ class Stop:
             for cursor in self._running:
                 cursor.interrupt()
 
+    @property
+    def is_set(self) -> bool:
+        """Whether it is to end."""
+        return self._is_set
+
     def check(self) -> None:
         """Raise if it is set: DuckDB forgets an interrupt that comes between two fetches."""
         if self._is_set:

@@ -62,6 +62,35 @@ def test_what_a_compaction_left_is_removed_after_the_start_and_not_by_it(tmp_pat
     store.close()
 
 
+class Stopping(Disk):
+    """A disk that stops the compaction at the first directory that is removed."""
+
+    store: Store
+
+    def remove_directory(self, path: Path) -> None:
+        """Removed, and told to stop."""
+        super().remove_directory(path)
+        self.store.compaction.stop()
+
+
+def test_a_stop_does_not_wait_until_everything_is_removed(tmp_path: Path) -> None:
+    """The next start finds the rest."""
+    store = flushed_twice(tmp_path / "data")
+    store.close()
+    left = [tmp_path / "data" / COMPACTION / f"date=2024-03-0{number}.old" for number in range(1, 4)]
+    for directory in left:
+        directory.mkdir(parents=True)
+    disk = Stopping(fsync=False)
+    disk.store = open_store(tmp_path / "data", disk)
+    disk.store.compaction.remove_retired()
+    assert [directory.exists() for directory in left] == [False, True, True]
+    disk.store.close()
+    store = open_store(tmp_path / "data")
+    store.compaction.remove_retired()
+    assert [directory.exists() for directory in left] == [False, False, False]
+    store.close()
+
+
 class NoExchange(Disk):
     """A file system that cannot exchange two names."""
 
