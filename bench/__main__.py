@@ -20,6 +20,7 @@ from bench.context import Context
 from bench.dedup import dedup
 from bench.forward import forward
 from bench.growth import growth
+from bench.held import held
 from bench.measure import Line, Others, Skip, code, machine, markdown, say
 from bench.plot import svg
 from bench.postgres import postgres
@@ -38,6 +39,7 @@ _ROWS: dict[str, Callable[[Context], list[Line]]] = {
     "single": single,
     "forward": forward,
     "beside": beside,
+    "held": held,
     "dedup": dedup,
     "bulk_known": bulk_known,
     "totals": totals,
