@@ -28,7 +28,7 @@ def beside(context: Context) -> list[Line]:
     with Service(data, **BULK) as service:
         for number, given in enumerate(inputs):
             shutil.copyfile(given.path, data / f"{number}.staged")
-        os.sync()
+        os.sync()  # or the kernel writes them all in the middle of the row, and every commit waits for that
         for number in range(_FILES):
             (data / f"{number}.staged").rename(data / "inbox" / f"{number}.ndjson")
         began = time.perf_counter()

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import msgspec
 
@@ -24,30 +25,27 @@ _EVERY_S = 0.002
 
 
 class _Watch(threading.Thread):
-    """Sleeps for two milliseconds, again and again, and notes by how much it wakes too late.
-
-    It goes before all others for a core, so what it waits for is the interpreter.
-    """
+    """Sleeps for two milliseconds, again and again, and notes by how many it wakes too late."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self.late: list[float] = []
-        self.allowed = threading.Event()
-        self.is_allowed = False
+        self.late_ms: list[float] = []
         self.ended = False
 
     def run(self) -> None:
-        try:
-            os.sched_setscheduler(threading.get_native_id(), os.SCHED_FIFO, os.sched_param(50))
-            self.is_allowed = True
-        except PermissionError:
-            return
-        finally:
-            self.allowed.set()
         while not self.ended:
             began = time.perf_counter()
             time.sleep(_EVERY_S)
-            self.late.append((time.perf_counter() - began - _EVERY_S) * 1e3)
+            self.late_ms.append((time.perf_counter() - began - _EVERY_S) * 1e3)
+
+    def begin(self) -> None:
+        """Start it, before all others for a core: what it waits for then is the interpreter."""
+        self.start()
+        assert self.native_id is not None
+        try:
+            os.sched_setscheduler(self.native_id, os.SCHED_FIFO, os.sched_param(50))
+        except PermissionError:
+            raise Skip("a thread with real-time priority needs root") from None
 
 
 def held(context: Context) -> list[Line]:
@@ -60,21 +58,21 @@ def held(context: Context) -> list[Line]:
     lake.start(inbox=False)
     try:
         with modules_kept():
-            watch.start()
-            watch.allowed.wait()
-            if not watch.is_allowed:
-                raise Skip("a thread with real-time priority needs root")
+            watch.begin()
             for given in inputs:
-                limits = Limits(chunk_rows=config.ingest.chunk_rows)
-                began_us = time.time_ns() // 1000
-                submit_file(lake.committer, given.path, str(given.path), lake.rules, limits, began_us).wait(
-                    lake.committer
-                )
+                _take(lake, given.path)
     finally:
         watch.ended = True
         lake.stop()
-        shutil.rmtree(data, ignore_errors=True)
-    late = sorted(watch.late)
+        shutil.rmtree(data)
+    late = sorted(watch.late_ms)
     note = f"99% below {figure(late[len(late) * 99 // 100])} ms, {sum(ms > 20 for ms in late)} of {len(late)} above 20"
     what = f"longest wait for the interpreter, {_FILES * context.records:,} records in process"
     return [Line("held", what, "ms", [late[-1]], target=50.0, at_least=False, note=note)]
+
+
+def _take(lake: Lake, path: Path) -> None:
+    """A file, until all of it is committed."""
+    limits = Limits(chunk_rows=lake.config.ingest.chunk_rows)
+    submission = submit_file(lake.committer, path, str(path), lake.rules, limits, time.time_ns() // 1000)
+    submission.wait(lake.committer)

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["MappedPages"]
+from store.hashing import U64
+from store.sums import I64
 
-I64 = npt.NDArray[np.int64]
-U64 = npt.NDArray[np.uint64]
+__all__ = ["MappedPages"]
 
 _TOUCHED_EVERY = 4_096
 """The size of a page of memory."""

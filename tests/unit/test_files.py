@@ -1,4 +1,4 @@
-"""Large files are synced in steps: a sync of all at the end would make the commits beside it wait for all of it."""
+"""Large files are synced, and removed, in steps: the commits beside a sync of all of it would wait for all of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from store import files
+from store import compaction, files
 from store.engine import Stop
 from store.files import Disk
 from store.flush import write_run
@@ -74,6 +74,23 @@ def test_a_compacted_file_is_synced_while_it_is_written(tmp_path: Path, sizes: l
     merge(sealed, tmp_path / "merged", "merged", how)
     assert len(sizes) >= 2
     assert sizes[-1] > (tmp_path / "merged").stat().st_size // 3
+
+
+def test_a_directory_is_removed_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has gone is synced after each step, over several directories."""
+    seen: list[int] = []
+    monkeypatch.setattr(compaction, "STEP_BYTES", 100)
+    disk = Disk()
+    monkeypatch.setattr(disk, "sync_directory", lambda path: seen.append(len(list(path.parent.glob("*/*")))))
+    for directory in ("first", "second"):
+        (tmp_path / directory).mkdir()
+        for number in range(3):
+            (tmp_path / directory / str(number)).write_bytes(bytes(50))
+    unsynced = compaction.remove_directory(disk, tmp_path / "first")
+    assert (seen, unsynced) == ([4], 50)
+    assert compaction.remove_directory(disk, tmp_path / "second", unsynced) == 0
+    assert seen == [4, 2, 0]
+    assert list(tmp_path.iterdir()) == []
 
 
 def stored(first: int, count: int) -> pa.Table:
