@@ -26,9 +26,8 @@ import xxhash
 from outbox.remake import Origin, remade
 from store.acceptance import accept_letters
 from store.catalog import Catalog, CatalogDamagedError, FileRow
-from store.compaction import remove_directory
 from store.errors import GIVE_UP, CorruptionError, DamagedFileError, OncelakeError
-from store.files import Disk, is_disk_full
+from store.files import Disk, is_disk_full, remove_directory
 from store.hashing import Hasher
 from store.journal import JournalContents, read_journal
 from store.log import check_committed, lines_after, parse_notifications

@@ -30,7 +30,7 @@ from store.engine import Engine
 from store.journal import Rules as AlertRules
 from store.letters import Letters
 from store.log import FEEDS
-from store.memory import share_memory
+from store.memory import bytes_of, share_memory
 from store.recovery import committed
 from store.retention import Retention
 from store.snapshot import Snapshot
@@ -79,7 +79,7 @@ class Lake:
         self.config = config
         store, ingest = config.store, config.ingest
         root = Path(store.data_dir)
-        compaction = CompactionSettings(store.compact_memory, store.compact_grace_s, store.compact_rest_s)
+        compaction = CompactionSettings(bytes_of(store.compact_memory), store.compact_grace_s, store.compact_rest_s)
         settings = StoreSettings(
             root, store.fsync, config.outbox.segment_bytes, _retention_us(config), compaction=compaction
         )

@@ -16,8 +16,7 @@ from pathlib import Path
 import msgspec
 import xxhash
 
-from store.compaction import remove_directory
-from store.files import Disk
+from store.files import Disk, remove_directory
 from store.journal import FileEnd, Frame, Journal, JournalContents
 from store.letters import place_of
 from store.recovery import JournalState, quarantine_tails

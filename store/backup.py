@@ -25,9 +25,8 @@ import msgspec
 import xxhash
 
 from store.catalog import Catalog, FileRow, RunRow
-from store.compaction import remove_directory
 from store.errors import MEND, CorruptionError, OncelakeError
-from store.files import Disk
+from store.files import Disk, remove_directory
 from store.holding import Holding
 from store.identity import IDENTITY_FILE, load_identity
 from store.journal import JournalContents, read_journal

@@ -26,7 +26,9 @@ _FULL_BYTES = 64 << 20
 
 _MERGED_ROWS = 4 * FULL_ROWS
 _MERGED_BYTES = 4 * _FULL_BYTES
-_MERGED_FILES = 1_000
+_MERGED_FILES = 128
+"""Looked at, at once: more than the seven of each class that may be left beside a full one."""
+
 _ROUND_PARTITIONS = 64
 _ROUND_ROWS = 1 << 18
 """Partitions and records of one round, unless a single partition has more."""
@@ -39,10 +41,11 @@ def choose(files: Sequence[SealedFile], *, rested: bool) -> list[SealedFile]:
     """
     small = [file for file in files if file.rows < FULL_ROWS and file.bytes < _FULL_BYTES]
     small.sort(key=lambda file: (file.rows, file.min_seq, file.name))
+    small = small[:_MERGED_FILES]
     end = _end_of_full_class(small) or (_end_of_rested(small) if rested else 0)
     chosen: list[SealedFile] = []
     rows = size = 0
-    for file in small[: min(end, _MERGED_FILES)]:
+    for file in small[:end]:
         rows += file.rows
         size += file.bytes
         if chosen and (rows > _MERGED_ROWS or size > _MERGED_BYTES):

@@ -29,7 +29,7 @@ from store.catalog import Catalog, FileRow, Swap
 from store.choice import choose_partitions
 from store.engine import Stop
 from store.errors import CorruptionError, DiskFullError
-from store.files import STEP_BYTES, Disk, is_disk_full, overlapped
+from store.files import Disk, is_disk_full, overlapped, remove_directory
 from store.flush import PartitionLocks
 from store.links import Links
 from store.merging import Merging, merge
@@ -43,17 +43,15 @@ logger = logging.getLogger("oncelake.compaction")
 COMPACTION = "internal/compaction"
 """Where new directories are made, and old ones stay for a while."""
 
-_TEMP = ".tmp"
-
 
 @dataclass(frozen=True)
 class CompactionSettings:
-    """`memory` is what a merge may use before it spills; an old directory is kept for `grace_s`.
+    """`memory` is about what a merge may use, in bytes; an old directory is kept for `grace_s`.
 
     A partition has rested when it got no file for `rest_s`.
     """
 
-    memory: str = "128MB"
+    memory: int = 128_000_000
     grace_s: float = 600.0
     rest_s: float = 600.0
 
@@ -218,12 +216,11 @@ class Compaction:
             return []
         targets = [f"{day_directory(files[0].day)}/{merged_name(files)}" for files in chosen]
         staged = [f"{COMPACTION}/{Path(target).parent.name}.{Path(target).stem}" for target in targets]
-        temp = self._root / COMPACTION / _TEMP
         try:
             for name in staged:
                 self._remove(self._root / name)
-            self._disk.make_directories([temp, *(self._root / name for name in staged)])
-            how = Merging(self._disk, temp, self._settings.memory, self._stop)
+            self._disk.make_directories([self._root / name for name in staged])
+            how = Merging(self._disk, self._settings.memory, self._stop)
             found = [self._merged(*merging, how) for merging in zip(chosen, targets, staged, strict=True)]
             swaps = [swap for swap in found if swap is not None]
             overlapped(self._disk.sync_file, [self._root / swap.staged / Path(swap.file.name).name for swap in swaps])
@@ -240,11 +237,7 @@ class Compaction:
         directory = day_directory(files[0].day)
         try:
             row = merge(files, self._root / staged / Path(target).name, target, how)
-        except duckdb.InterruptException:
-            raise
-        except (CorruptionError, duckdb.Error) as error:
-            if "No space left" in str(error):
-                raise OSError(errno.ENOSPC, str(error)) from error
+        except CorruptionError as error:
             self._leave(directory, (file.name for file in files), staged, str(error))
             return None
         return Swap(directory, staged, [file.name for file in files], row)
@@ -348,25 +341,6 @@ def sync_parents(disk: Disk, root: Path) -> None:
             disk.sync_directory(directory)
         except OSError as error:
             raise OSError(errno.EIO, f"{directory} could not be synced: {error}") from error
-
-
-def remove_directory(disk: Disk, directory: Path, unsynced: int = 0) -> int:
-    """Remove a directory with its files, if it is there; in steps of so many bytes, because a commit beside it waits
-    until those of the last step are given back. Returns how many bytes have gone since then, `unsynced` among them.
-    """
-    if not directory.is_dir():
-        return unsynced
-    for path in directory.iterdir():
-        if path.is_dir():
-            unsynced = remove_directory(disk, path, unsynced)
-            continue
-        unsynced += path.lstat().st_size
-        disk.remove(path)
-        if unsynced >= STEP_BYTES:
-            disk.sync_directory(directory)
-            unsynced = 0
-    disk.remove_directory(directory)
-    return unsynced
 
 
 def recover_swaps(disk: Disk, root: Path, catalog: Catalog) -> None:

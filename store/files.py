@@ -22,7 +22,17 @@ from typing import TypeVar
 from store.errors import StoreInUseError
 from store.exchange import exchange_names
 
-__all__ = ["NO_LINKS", "STEP_BYTES", "Appender", "Disk", "Growing", "Lock", "is_disk_full", "overlapped"]
+__all__ = [
+    "NO_LINKS",
+    "STEP_BYTES",
+    "Appender",
+    "Disk",
+    "Growing",
+    "Lock",
+    "is_disk_full",
+    "overlapped",
+    "remove_directory",
+]
 
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 """What file systems without hard links say to a link."""
@@ -202,6 +212,25 @@ def overlapped(action: Callable[[T], R], items: Sequence[T], at_least: int = 1) 
         return [action(item) for item in items]
     with ThreadPoolExecutor(at_once, thread_name_prefix="sync") as threads:
         return [done.result() for done in [threads.submit(action, item) for item in items]]
+
+
+def remove_directory(disk: Disk, directory: Path, unsynced: int = 0) -> int:
+    """Remove a directory with its files, if it is there; in steps of so many bytes, because a commit beside it waits
+    until those of the last step are given back. Returns how many bytes have gone since then, `unsynced` among them.
+    """
+    if not directory.is_dir():
+        return unsynced
+    for path in directory.iterdir():
+        if path.is_dir():
+            unsynced = remove_directory(disk, path, unsynced)
+            continue
+        unsynced += path.lstat().st_size
+        disk.remove(path)
+        if unsynced >= STEP_BYTES:
+            disk.sync_directory(directory)
+            unsynced = 0
+    disk.remove_directory(directory)
+    return unsynced
 
 
 class Growing:

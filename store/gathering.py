@@ -21,19 +21,18 @@ from store.engine import Stop
 from store.files import Disk
 from store.log import lines_after, parse_notifications
 from store.merging import Merging, merge
-from store.parquet import describe, write_partition
+from store.parquet import describe, partitions, write_partition
 from store.remake import REMAKE
 from store.salvage import Salvage
 from store.segments import LogSegment
 from store.snapshot import SealedFile
 
-__all__ = ["TEMP", "Group", "Lost", "gather", "joined"]
+__all__ = ["Group", "Lost", "gather", "joined"]
 
-TEMP = f"{REMAKE}/.tmp"
 _ROWS = 1 << 18
 """Records that are held in memory before they go into small files."""
 
-_MEMORY = "128MB"
+_MEMORY = 128_000_000
 _DAY_US = 86_400_000_000
 
 I64 = npt.NDArray[np.int64]
@@ -116,7 +115,7 @@ def gather(
 
 def joined(disk: Disk, root: Path, group: Group, path: Path, name: str) -> FileRow:
     """All records of a group in one new file, sorted and compared, not synced. It will be called `name`."""
-    made = merge(group.pieces, path, name, Merging(disk, root / TEMP, _MEMORY, Stop()))
+    made = merge(group.pieces, path, name, Merging(disk, _MEMORY, Stop()))
     for piece in group.pieces:
         disk.remove(piece.path)
     return made
@@ -153,7 +152,8 @@ def _write_pieces(root: Path, groups: Iterable[Group]) -> None:
         tables = [table for table in group.waiting if table.num_rows]
         group.waiting = []
         if tables:
-            rows = pa.concat_tables(tables).combine_chunks()
+            (partition,) = partitions(pa.concat_tables(tables))
+            rows = partition.rows()
             seqs = pc.min_max(rows.column("seq")).as_py()
             path = root / REMAKE / f"{group.day}-{group.first}.{len(group.pieces)}.parquet"
             write_partition(rows, path, group.span or (seqs["min"], seqs["max"]))

@@ -7,11 +7,12 @@ import functools
 import os
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
 
-__all__ = ["give_back_memory", "resident_bytes", "share_memory"]
+__all__ = ["bytes_of", "give_back_memory", "resident_bytes", "share_memory"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
@@ -23,6 +24,13 @@ _NEVER_BYTES = 1 << 30
 _KEPT_BYTES = 700 << 20
 """So much the process may have before it gives back what is free: a bulk load that has to ask for it again after each
 flush takes a tenth more CPU."""
+
+
+def bytes_of(amount: str) -> int:
+    """How many an amount of memory such as "192MB" or "1.5 GiB" is."""
+    found = re.fullmatch(r"(?i)([0-9.]+) ?([kmgt])(i?)b", amount)
+    assert found is not None
+    return int(Decimal(found[1]) * (1024 if found[3] else 1000) ** (" kmgt".index(found[2].lower())))
 
 
 def share_memory() -> None:

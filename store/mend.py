@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from store.catalog import Catalog, FileRow, Swap
-from store.compaction import COMPACTION, remove_directory
+from store.compaction import COMPACTION
 from store.errors import CorruptionError
-from store.files import NO_LINKS, Disk, overlapped
-from store.gathering import TEMP, Group, Lost, gather, joined
+from store.files import NO_LINKS, Disk, overlapped, remove_directory
+from store.gathering import Group, Lost, gather, joined
 from store.links import LINKS, link_name
 from store.log import examined
 from store.parquet import day_directory
@@ -188,7 +188,7 @@ def _made(
 ) -> tuple[list[_Made], list[tuple[_Damage, str]]]:
     """New files for these, staged and synced; and what the log cannot make whole, with the reason."""
     remove_directory(disk, root / REMAKE)
-    disk.make_directory(root / TEMP)
+    disk.make_directory(root / REMAKE)
     groups = [Group(damage.rows[0].day, *damage.seqs, damage.span) for damage in damages]
     by_day: dict[int, list[Group]] = {}
     for group in groups:

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from store.catalog import Catalog, CatalogDamagedError, FileRow, RunRow
-from store.compaction import recover_swaps, remove_directory
+from store.compaction import recover_swaps
 from store.errors import MEND, CorruptionError
-from store.files import Disk
+from store.files import Disk, remove_directory
 from store.flush import STAGING, PartitionLocks, clear_staging, move_into_place
 from store.hashing import Hasher
 from store.hot import Hot

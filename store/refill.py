@@ -19,9 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from store.catalog import FileRow
-from store.compaction import remove_directory
-from store.files import Disk, overlapped
-from store.gathering import TEMP, Group, Lost, gather, joined
+from store.files import Disk, overlapped, remove_directory
+from store.gathering import Group, Lost, gather, joined
 from store.hashing import Hasher
 from store.links import link_name
 from store.log import lines_after, parse_notifications
@@ -66,7 +65,7 @@ def refill(
     seqs = lost.within(1, found.flushed)
     groups: dict[int, Group] = {}
     remove_directory(disk, root / REMAKE)
-    disk.make_directory(root / TEMP)
+    disk.make_directory(root / REMAKE)
     try:
         gather(root, lambda day: [groups.setdefault(day, Group(day, 1, found.flushed))], lost, log, 1, found.flushed)
         left = len(seqs) - sum(group.found for group in groups.values())

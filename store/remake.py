@@ -20,9 +20,8 @@ import pyarrow.parquet as pq
 
 from store import index, rollups
 from store.catalog import FileRow, RunRow
-from store.compaction import remove_directory
 from store.errors import MEND, CorruptionError
-from store.files import Disk
+from store.files import Disk, remove_directory
 from store.flush import checksum_of, write_run
 from store.fresh import Committed
 from store.hashing import Hasher

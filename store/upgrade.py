@@ -13,8 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from store.compaction import remove_directory
-from store.files import Disk
+from store.files import Disk, remove_directory
 from store.identity import IDENTITY_FILE, Identity, save_identity
 from store.schema import FORMAT_VERSION
 

@@ -10,7 +10,6 @@ import sys
 import traceback
 from pathlib import Path
 
-import store.merging
 from store.errors import DiskFullError
 from store.files import Disk
 from tests.support.direct import START_US, record_of
@@ -41,7 +40,6 @@ HISTORY: list[list[Canonical | None] | Step] = [
 
 def main() -> None:
     """All of it; what finds the disk full is tried again, as the service does."""
-    store.merging._SMALL_ROWS = 0  # so that DuckDB merges
     run = Run(Path(sys.argv[1]), Disk(), Model())
     for step in HISTORY:
         try:

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from store import compaction, files
+from store import files
 from store.engine import Stop
-from store.files import Disk
+from store.files import Disk, remove_directory
 from store.flush import write_run
 from store.index import entries
 from store.merging import Merging, merge
@@ -70,7 +70,7 @@ def test_a_compacted_file_is_synced_while_it_is_written(tmp_path: Path, sizes: l
         rows = stored(1 + number * 150_000, 150_000)
         write_partition(rows, path, (1, 1))
         sealed.append(SealedFile(path, *msgspec.structs.astuple(describe(path, path.name, 0))))
-    how = Merging(Disk(), tmp_path / "spill", "128MB", Stop())
+    how = Merging(Disk(), 128_000_000, Stop())
     merge(sealed, tmp_path / "merged", "merged", how)
     assert len(sizes) >= 2
     assert sizes[-1] > (tmp_path / "merged").stat().st_size // 3
@@ -79,16 +79,16 @@ def test_a_compacted_file_is_synced_while_it_is_written(tmp_path: Path, sizes: l
 def test_a_directory_is_removed_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What has gone is synced after each step, over several directories."""
     seen: list[int] = []
-    monkeypatch.setattr(compaction, "STEP_BYTES", 100)
+    monkeypatch.setattr(files, "STEP_BYTES", 100)
     disk = Disk()
     monkeypatch.setattr(disk, "sync_directory", lambda path: seen.append(len(list(path.parent.glob("*/*")))))
     for directory in ("first", "second"):
         (tmp_path / directory).mkdir()
         for number in range(3):
             (tmp_path / directory / str(number)).write_bytes(bytes(50))
-    unsynced = compaction.remove_directory(disk, tmp_path / "first")
+    unsynced = remove_directory(disk, tmp_path / "first")
     assert (seen, unsynced) == ([4], 50)
-    assert compaction.remove_directory(disk, tmp_path / "second", unsynced) == 0
+    assert remove_directory(disk, tmp_path / "second", unsynced) == 0
     assert seen == [4, 2, 0]
     assert list(tmp_path.iterdir()) == []
 

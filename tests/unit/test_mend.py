@@ -20,7 +20,7 @@ import xxhash
 import store.store
 from outbox.mend import Mended, mend
 from service.cli import main
-from store import gathering, merging
+from store import gathering
 from store import mend as mending
 from store.catalog import Catalog
 from store.errors import CorruptionError, StoreInUseError
@@ -148,9 +148,8 @@ def test_files_are_made_again_whatever_became_of_them(
 
 @pytest.mark.parametrize("rows_at_once", [7, 1 << 18])
 def test_all_of_it_at_once(root: Path, monkeypatch: pytest.MonkeyPatch, rows_at_once: int) -> None:
-    """Every Parquet file, and then every alert and every flushed notification; in pieces, sorted by DuckDB, as well."""
+    """Every Parquet file, and then every alert and every flushed notification; in many pieces as well."""
     monkeypatch.setattr(gathering, "_ROWS", rows_at_once)
-    monkeypatch.setattr(merging, "_SMALL_ROWS", rows_at_once)
     monkeypatch.setattr(mending, "_ROUND_FILES", 2 if rows_at_once == 7 else 64)
     told, outbox = answers(root), contents(root, "outbox")
     without_links(root)
