@@ -1,4 +1,4 @@
-"""The flusher: the thread that puts hot rows into Parquet and merges runs, beside the commits."""
+"""The flusher: the thread that puts hot rows into Parquet, beside the commits."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _WORTH_ROWS = 32_768
 class Flusher:
     """Flushes a store every `interval_s`, or as soon as it holds `rows` or `size` bytes of hot rows.
 
-    After each flush `retain` lets go what is old enough.
+    `after` is called after each flush.
     """
 
     def __init__(
-        self, store: Store, interval_s: float, rows: int, size: int, retain: Callable[[], object] = lambda: None
+        self, store: Store, interval_s: float, rows: int, size: int, after: Callable[[], object] = lambda: None
     ) -> None:
         self._store = store
-        self._retain = retain
+        self._after = after
         self._interval_s = interval_s
         self._rows = rows
         self._bytes = size
@@ -78,7 +78,7 @@ class Flusher:
             self._wakeup.set()
 
     def run_once(self) -> int:
-        """One flush, the merges that it makes due, and what retention lets go. How many records were flushed."""
+        """One flush, and what comes after it. How many records were flushed."""
         began = time.monotonic()
         rows = self._store.flush_once()
         if rows:
@@ -91,9 +91,7 @@ class Flusher:
             self._loaded = False
             give_back_memory(above=0)
         self.problem = None
-        while not self._stopping and self._store.merge_once():
-            give_back_memory()
-        self._retain()
+        self._after()
         self._passed = time.monotonic()
         return rows
 

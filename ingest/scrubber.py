@@ -45,7 +45,7 @@ class Scrubber:
     def check_runs(self, pace: Pace) -> OSError | None:
         """Read all runs. A damaged one ends the service: the next start makes it anew. Why one could not be read."""
         unread: OSError | None = None
-        for row in self._store.run_rows:
+        for row in self._store.tiers.rows:
             try:
                 error = condemned(self._store.disk, self._store.root, row, pace)
             except OSError as found:
@@ -72,7 +72,7 @@ class Scrubber:
 
     def run_once(self) -> None:
         """One pass, at the pace that ends it with the interval."""
-        size = sum(row.bytes for row in self._store.run_rows) + sum(file.bytes for file in self._store.files)
+        size = sum(row.bytes for row in self._store.tiers.rows) + sum(file.bytes for file in self._store.files)
         pace = Pace(max(size / self._interval_s, 1.0), self._stopping)
         unread = [self.check_runs(pace), self.check_files(pace)]
         self.passes += 1

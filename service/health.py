@@ -40,11 +40,12 @@ def health_of(lake: Lake) -> dict[str, dict[str, object]]:
 
 
 def _problem_of_store(lake: Lake) -> str | None:
-    store, committer, flusher = lake.store, lake.committer, lake.flusher
-    known = store.failure or flusher.problem or lake.compactor.problem or store.damage or lake.scrubber.problem
+    store, committer, flusher, merger = lake.store, lake.committer, lake.flusher, lake.merger
+    problems = (flusher.problem, merger.problem, lake.compactor.problem, store.damage, lake.scrubber.problem)
+    known = store.failure or next(filter(None, problems), None)
     if known is not None:
         return str(known)
-    if not (committer.alive and flusher.alive):
+    if not (committer.alive and flusher.alive and merger.alive):
         return "it takes no commits"
     if committer.busy_s > _LONGEST_COMMIT_S:
         return f"a commit has been under way for {committer.busy_s:.0f} s: does the disk answer?"

@@ -1,4 +1,4 @@
-"""A lake in this process: the store with its committer, flusher, inbox and intake, started and stopped in order."""
+"""A lake in this process: the store with all that works on it, started and stopped in order."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ingest.decode import Limits
 from ingest.flusher import Flusher
 from ingest.inbox import Inbox, InboxSettings
 from ingest.intake import Intake
+from ingest.merger import Merger
 from ingest.record import Rules as RecordRules
 from ingest.scrubber import Scrubber
 from outbox.feed import Feed, Source
@@ -107,10 +108,9 @@ class Lake:
             on_commit=self._committed,
             observe=self.metrics.committed,
         )
-        retention = Retention(self.store, self.committer.raise_floors)
-        self.flusher = Flusher(
-            self.store, store.flush_interval_s, store.flush_rows, store.flush_bytes, retention.run_once
-        )
+        self.retention = Retention(self.store, self.committer.raise_floors)
+        self.merger = Merger(self.store)
+        self.flusher = Flusher(self.store, store.flush_interval_s, store.flush_rows, store.flush_bytes, self._flushed)
         rules = RecordRules(ingest.unknown_fields, ingest.negative_values, max_depth=ingest.max_json_depth)
         self.intake = Intake(
             self.committer,
@@ -161,10 +161,15 @@ class Lake:
         self.flusher.committed()
         self.news.tell()
 
+    def _flushed(self) -> None:
+        self.merger.flushed()
+        self.retention.run_once()
+
     def start(self, *, inbox: bool = True) -> None:
         """Start the threads."""
         self.committer.start()
         self.flusher.start()
+        self.merger.start()
         self.scrubber.start()
         self.compactor.start()
         if inbox:
@@ -180,6 +185,7 @@ class Lake:
         self.inbox.stop()  # what it waited for, where no flush made room, has its answer now
         self.compactor.stop()
         self.scrubber.stop()
+        self.merger.stop()
         if self.store.failure is None:
             self.flusher.stop()
         self.store.close()

@@ -110,7 +110,7 @@ class _Meta:
 
 
 class Catalog:
-    """The open catalog. After the start it is used by the flusher and by the compaction, one at a time."""
+    """The open catalog. After the start it is used by flushes, merges and compactions, one at a time."""
 
     def __init__(self, path: Path, *, fsync: bool = True) -> None:
         self.path = path

@@ -6,7 +6,6 @@ crash leaves half done is rolled forward from the intent (`move_into_place`), be
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import threading
@@ -20,13 +19,12 @@ import pyarrow as pa
 import xxhash
 
 from store import rollups
-from store.catalog import Catalog, FileRow, Intent, Move, RunKind, RunRow
+from store.catalog import FileRow, Intent, Move, RunKind, RunRow
 from store.errors import CorruptionError
 from store.files import Disk, Growing, overlapped
 from store.hot import Hot
 from store.kinds import KINDS
 from store.parquet import Partition, day_directory, describe, partitions, write_partition
-from store.rot import Pace, condemned
 from store.threads import give_way
 
 __all__ = [
@@ -34,7 +32,6 @@ __all__ = [
     "PartitionLocks",
     "checksum_of",
     "clear_staging",
-    "merge_tier",
     "move_into_place",
     "stage",
     "write_run",
@@ -152,43 +149,6 @@ def move_into_place(disk: Disk, root: Path, intent: Intent, locks: PartitionLock
         overlapped(disk.sync_directory, directories)
     except OSError as error:  # final, also where the disk is full: the next sync would say that all is well
         raise OSError(errno.EIO, f"directories of {root} could not be synced: {error}") from error
-
-
-def merge_tier(
-    disk: Disk, root: Path, catalog: Catalog, kind: str, rows: list[RunRow]
-) -> tuple[list[str], RunRow] | None:
-    """Merge one full size class of a kind's runs: the names that are gone and the new run; None if none is full.
-
-    The files that are named no more are the caller's to remove; the next start would.
-    """
-    chosen = KINDS[kind].to_merge(rows)
-    if not chosen:
-        return None
-    seqs = (min(row.min_seq for row in chosen), max(row.max_seq for row in chosen))
-    name = f"internal/{kind}/{_merged_name(chosen)}"
-    staged = root / STAGING / Path(name).name
-    for row in chosen:
-        if (error := condemned(disk, root, row, Pace())) is not None:
-            raise error
-    runs = [KINDS[kind].map(root / row.name, row) for row in chosen]
-    try:
-        merged = write_run(disk, staged, kind, name, KINDS[kind].merged(runs), seqs)
-        disk.rename(staged, root / name)
-    except OSError:
-        with contextlib.suppress(OSError):
-            disk.remove(staged)
-        raise
-    disk.sync_directory((root / name).parent)
-    gone = [row.name for row in chosen]
-    catalog.exchange_runs(gone, merged)
-    return gone, merged
-
-
-def _merged_name(chosen: list[RunRow]) -> str:
-    """That of the newest run, one merge further: never a name that one of them has, whatever the rows add up to."""
-    parts = [Path(row.name).stem.split(".") for row in chosen]
-    merges = [int(rest[0].split("-")[0]) for _, *rest in parts if rest and rest[0][0].isdigit()]
-    return f"{max(parts)[0]}.{max(merges, default=0) + 1}-{sum(row.rows for row in chosen)}.arrow"
 
 
 def clear_staging(disk: Disk, root: Path) -> None:

@@ -1,7 +1,8 @@
 """The store: one data directory, owned by one process, with its commit, its snapshots and its flushes.
 
-Two threads write: the committer, or its writer, calls `commit`; the flusher calls `flush_once` and `merge_once`.
-Readers take snapshots and never wait for either. What changes together is one immutable `View`, exchanged in one step.
+The committer, or its writer, calls `commit`, the flusher `flush_once`; beside them runs are merged (`store.tiers`) and
+partitions compacted. Readers take snapshots and never wait for any of them. What changes together is one immutable
+`View`, exchanged in one step.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,11 +20,11 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from store.catalog import Catalog, FileRow, Intent, RunRow
+from store.catalog import Catalog, FileRow, Intent
 from store.compaction import Compaction, CompactionSettings
 from store.errors import CorruptionError, DiskFullError, OncelakeError, StoppingError
 from store.files import Disk, Lock, is_disk_full
-from store.flush import PartitionLocks, clear_staging, merge_tier, move_into_place, stage
+from store.flush import PartitionLocks, clear_staging, move_into_place, stage
 from store.fresh import Committed, CommittedRows, runs_beside
 from store.hashing import Hasher
 from store.head import Commit, Head
@@ -37,7 +38,7 @@ from store.lookup import rows_at
 from store.recovery import LOGS, open_catalog, quarantine_tails, recover_hot, state_of
 from store.rot import known_damage
 from store.snapshot import SealedFile, Snapshot
-from store.unlinked import Unlinked
+from store.tiers import Tiers
 from store.upgrade import upgraded
 from store.view import View
 
@@ -78,7 +79,6 @@ class Store:
         self._committed_written = -1
         self._folded_bytes = 0
         self._intent: Intent | None = None
-        self._unlinked = Unlinked(self.disk)
         self._beside = ThreadPoolExecutor(1, thread_name_prefix="runs")
         try:
             identity = load_identity(self.root, self.disk)
@@ -110,7 +110,6 @@ class Store:
             self._logs[name] = Log(self.disk, self.root, name, self.settings.segment_bytes, age)
             self._logs[name].restore(self.state.ends.get(name))
         self._catalog: Catalog = catalog.catalog
-        self._run_rows: list[RunRow] = catalog.runs
         self._journal = Journal(self.disk, directory, contents)
         self._links = Links(self.disk, self.root)
         self._links.restore([row.name for row in catalog.files])
@@ -127,6 +126,7 @@ class Store:
             summaries=tuple(runs["summaries"]),
             rollups=tuple(runs["rollups"]),
         )
+        self.tiers = Tiers(self.disk, self.root, self._catalog, catalog.runs, self)
         self._locks = PartitionLocks()
         self.compaction = Compaction(
             self.disk, self.root, self._catalog, self._links, self._locks, self.settings.compaction, self
@@ -337,7 +337,6 @@ class Store:
             raise
         self._intent = None
         added = {row.kind: opened(self.root, row) for row in intent.runs}
-        self._run_rows.extend(intent.runs)
         with self._room:
             view = self._view
             self._view = replace(
@@ -350,41 +349,11 @@ class Store:
                 rollups=(*view.rollups, added["rollups"]),
             )
             self._room.notify_all()
+        self.tiers.add(intent.runs)  # last, because what is merged must be in the view
         return frozen.rows
-
-    def merge_once(self) -> bool:
-        """Merge one tier of runs, if one is full. Returns whether there was one.
-
-        `DiskFullError`: everything is as it was, and it may be tried again.
-        """
-        self._unlinked.free()
-        for kind in KINDS:
-            rows = [row for row in self._run_rows if row.kind == kind]
-            try:
-                merged = merge_tier(self.disk, self.root, self._catalog, kind, rows)
-            except (OSError, sqlite3.OperationalError) as error:
-                if is_disk_full(error):
-                    raise DiskFullError(f"no room on the device of {self.root} to merge runs of the {kind}") from error
-                raise
-            if merged is None:
-                continue
-            gone, row = merged
-            run = opened(self.root, row)
-            self._run_rows = [old for old in self._run_rows if old.name not in gone] + [row]
-            with self._exchange:
-                before = getattr(self._view, kind)
-                self._view = self._view.merged(kind, gone, run)
-            self._unlinked.remove({self.root / old.name: old for old in before if old.name in gone})
-            return True
-        return False
 
     def _sealed(self, row: FileRow) -> SealedFile:
         return SealedFile(self._links.path(row.name), *msgspec.structs.astuple(row))
-
-    @property
-    def run_rows(self) -> tuple[RunRow, ...]:
-        """The runs on disk."""
-        return tuple(self._run_rows)
 
     @property
     def damage(self) -> str | None:
@@ -395,6 +364,13 @@ class Store:
     def files(self) -> tuple[SealedFile, ...]:
         """The sealed files."""
         return self._view.files
+
+    def exchange_runs(self, kind: str, gone: Collection[str], run: Any) -> list[Any]:
+        """A merged run takes the place of those (by name) that it stands for, which are returned."""
+        with self._exchange:
+            before = getattr(self._view, kind)
+            self._view = self._view.merged(kind, gone, run)
+        return [old for old in before if old.name in gone]
 
     def exchange_files(self, gone: set[str], rows: list[FileRow]) -> None:
         """Files that a compaction has made take the place of those (by name) that they stand for."""
@@ -412,7 +388,7 @@ class Store:
     def close(self) -> None:
         """Give the directory free. What is hot stays in the log, for the next start."""
         self._beside.shutdown()
-        self._unlinked.free(all_of_them=True)
+        self.tiers.close()
         self._catalog.close()
         self._journal.close()
         for log in self._logs.values():

@@ -73,7 +73,7 @@ def work(run: Run, chance: random.Random) -> bool:
         if chance.random() < 0.3:
             run.store.flush_once()
         if chance.random() < 0.3:
-            run.store.merge_once()
+            run.store.tiers.merge_once()
         run.store.write_committed()
     except DiskFullError:
         return False

@@ -59,7 +59,7 @@ def lake(tmp_path: Path) -> Lake:
     for first in (0, 20, 40, 60):
         lake.post(batch(first, 20))
         lake.store.flush_once()
-        while lake.store.merge_once():
+        while lake.store.tiers.merge_once():
             pass
     lake.post(json.dumps([record(1, value="7"), record(900, value="-1")]).encode())
     lake.drop("file.ndjson", b"".join(json.dumps(record(number)).encode() + b"\n" for number in range(100, 110)))
@@ -184,7 +184,7 @@ def test_files_that_vanish_are_taken_from_a_fresh_view(
         if len(writes) == 1:
             lake.post(batch(560, 20))
             lake.store.flush_once()
-            while lake.store.merge_once():
+            while lake.store.tiers.merge_once():
                 pass
 
     disk.write = write_and_merge  # type: ignore[method-assign]

@@ -133,7 +133,7 @@ class LakeAgainstModel(RuleBasedStateMachine):
     @rule()
     def flush(self) -> None:
         self.lake.store.flush_once()
-        while self.lake.store.merge_once():
+        while self.lake.store.tiers.merge_once():
             pass
         rows = self._glob()
         assert [row[0] for row in rows] == [stored.seq for stored in self.model.stored]

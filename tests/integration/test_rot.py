@@ -119,7 +119,7 @@ def test_nothing_is_merged_from_a_damaged_run(root: Path) -> None:
     lake.store.flush_once()
     flip(min((root / "internal/index").iterdir()), 0.6)
     with pytest.raises(CorruptionError, match="start the service again"):
-        lake.store.merge_once()
+        lake.store.tiers.merge_once()
     lake.close()
     Lake(root).close()
     assert verify(root).ok

@@ -62,7 +62,7 @@ def write(root: Path, seed: int, answers: int) -> None:
         elif what < 0.3:
             opened.write_committed()
         elif what < 0.4:
-            opened.merge_once()
+            opened.tiers.merge_once()
     signal.pause()
 
 

@@ -76,7 +76,7 @@ def _in_memory(store: Store) -> Iterator[Any]:
     view = store._view
     runs = [run.name for kind in (view.index, view.summaries) for run in kind]
     rollups = [(run.name, run.min_seq, run.max_seq) for run in view.rollups]
-    yield repr((view.seq, view.flushed, view.files, store._run_rows, runs, rollups, store._links.work)).encode()
+    yield repr((view.seq, view.flushed, view.files, store.tiers.rows, runs, rollups, store._links.work)).encode()
     for hot in (view.frozen, view.active):
         yield repr((hot.rows, hot.bytes, len(hot.fresh), hot.small_commits, hot.small_rows)).encode()
         yield from _columns(batch for table in hot.tables for batch in table.to_batches())

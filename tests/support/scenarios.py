@@ -92,7 +92,7 @@ def flush(run: Run) -> None:
 
 def merge(run: Run) -> None:
     """All merges that are due."""
-    while run.store.merge_once():
+    while run.store.tiers.merge_once():
         pass
 
 

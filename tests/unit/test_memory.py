@@ -92,9 +92,6 @@ class Flushed:
     def flush_once(self) -> int:
         return next(self._rows)
 
-    def merge_once(self) -> bool:
-        return False
-
 
 def test_all_is_given_back_once_a_load_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the first flush that is no part of a load, and not again at each of the next."""

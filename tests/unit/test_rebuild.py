@@ -48,7 +48,7 @@ def root(tmp_path: Path) -> Path:
     for first in range(0, 100, 20):
         lake.post(batch(first, 20))
         lake.store.flush_once()
-        while lake.store.merge_once():
+        while lake.store.tiers.merge_once():
             pass
     lake.post(batch(200, 7))
     lake.close()

@@ -164,7 +164,7 @@ def test_lost_rollups_are_made_anew_at_the_next_start(tmp_path: Path, lost: str)
     again = open_store(root)
     assert [(rollup.min_seq, rollup.max_seq) for rollup in again.snapshot().rollups] == [(1, 30)]
     assert rows_of(again) == kept
-    while again.merge_once():
+    while again.tiers.merge_once():
         pass
     again.close()
     assert verify(root).ok
@@ -179,7 +179,7 @@ def test_merges_keep_what_the_rollups_say(tmp_path: Path) -> None:
         committer.take([record_of(number)])
         store.flush_once()
     kept = rows_of(store)
-    while store.merge_once():
+    while store.tiers.merge_once():
         pass
     rollups = store.snapshot().rollups
     assert len(rollups) < 8
@@ -196,7 +196,7 @@ def test_a_merge_never_takes_the_name_of_what_it_merges(tmp_path: Path) -> None:
     for number in range(17):
         lake.post(json.dumps(json_record(number)).encode())
         lake.store.flush_once()
-        while lake.store.merge_once():
+        while lake.store.tiers.merge_once():
             pass
     lake.close()
     assert verify(tmp_path / "data").ok

@@ -50,12 +50,12 @@ def test_merged_runs_are_held_until_the_next_merge_or_the_end(tmp_path: Path) ->
     for number in range(4):
         committer.take([record_of(number)])
         store.flush_once()
-    old = [tmp_path / "data" / row.name for row in store.run_rows if row.kind == "index"]
-    assert store.merge_once()
+    old = [tmp_path / "data" / row.name for row in store.tiers.rows if row.kind == "index"]
+    assert store.tiers.merge_once()
     assert len(old) == 4
     assert [path.exists() for path in old] == [False] * 4
     assert all(open_here(path) for path in old)
-    while store.merge_once():
+    while store.tiers.merge_once():
         pass
     assert not any(open_here(path) for path in old)
     store.close()

@@ -1,0 +1,132 @@
+"""The runs on disk, merged in tiers: the runs of a full size class become one of the next.
+
+A merged run is written where it will stand, synced in steps, and counts from the transaction of the catalog on; a file
+that the catalog does not name is removed by the next start. Flushes go on beside a merge, and add runs.
+
+One thread calls `merge_once`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from store.catalog import Catalog, RunRow
+from store.errors import DiskFullError
+from store.files import Disk, is_disk_full
+from store.flush import write_run
+from store.kinds import KINDS, opened
+from store.rot import Pace, condemned
+from store.unlinked import Unlinked
+
+__all__ = ["Tiers"]
+
+
+class Runs(Protocol):
+    """The runs that commits and questions look into."""
+
+    def exchange_runs(self, kind: str, gone: Collection[str], run: Any) -> Sequence[Any]:
+        """One run takes the place of those with these names, which are returned."""
+
+
+class _StoppedError(Exception):
+    """The merge under way is given up."""
+
+
+class Tiers:
+    """The runs of one open store, those that `rows` describe at first."""
+
+    def __init__(self, disk: Disk, root: Path, catalog: Catalog, rows: Sequence[RunRow], runs: Runs) -> None:
+        self._disk = disk
+        self._root = root
+        self._catalog = catalog
+        self._runs = runs
+        self._lock = threading.Lock()
+        self._rows = tuple(rows)
+        self._unlinked = Unlinked(disk)
+        self._stopping = threading.Event()
+
+    @property
+    def rows(self) -> tuple[RunRow, ...]:
+        """All of them."""
+        return self._rows
+
+    def add(self, rows: Sequence[RunRow]) -> None:
+        """A flush has added these."""
+        self._exchange((), rows)
+
+    def stop(self) -> None:
+        """Give up the merge under way, from another thread."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Give back what removed runs took."""
+        self._unlinked.free(all_of_them=True)
+
+    def merge_once(self) -> bool:
+        """Merge one size class of a kind, if one is full. Returns whether there was one.
+
+        `DiskFullError`: everything is as it was, and it may be tried again.
+        """
+        self._unlinked.free()
+        for kind in KINDS:
+            chosen = KINDS[kind].to_merge([row for row in self._rows if row.kind == kind])
+            if not chosen:
+                continue
+            try:
+                merged = self._merged(kind, chosen)
+            except _StoppedError:
+                return False
+            except (OSError, sqlite3.OperationalError) as error:
+                if is_disk_full(error):
+                    raise DiskFullError(f"no room on the device of {self._root} to merge runs of the {kind}") from error
+                raise
+            gone = {row.name for row in chosen}
+            run = opened(self._root, merged)
+            self._exchange(gone, [merged])
+            before = self._runs.exchange_runs(kind, gone, run)
+            self._unlinked.remove({self._root / old.name: old for old in before})
+            return True
+        return False
+
+    def _merged(self, kind: str, chosen: Sequence[RunRow]) -> RunRow:
+        """A new run in the place of these, durable and in the catalog. Their files are the caller's to remove."""
+        for row in chosen:
+            if (error := condemned(self._disk, self._root, row, Pace(stopping=self._stopping))) is not None:
+                raise error
+        name = f"internal/{kind}/{_merged_name(chosen)}"
+        path = self._root / name
+        seqs = (min(row.min_seq for row in chosen), max(row.max_seq for row in chosen))
+        try:
+            merged = write_run(self._disk, path, kind, name, self._pages(kind, chosen), seqs)
+        except (OSError, _StoppedError):
+            with contextlib.suppress(OSError):
+                self._disk.remove(path)
+            raise
+        self._disk.sync_directory(path.parent)
+        self._catalog.exchange_runs([row.name for row in chosen], merged)
+        return merged
+
+    def _pages(self, kind: str, chosen: Sequence[RunRow]) -> Iterator[pa.RecordBatch]:
+        """The pages of the merged run, until it is to stop."""
+        for page in KINDS[kind].merged([KINDS[kind].map(self._root / row.name, row) for row in chosen]):
+            if self._stopping.is_set():
+                raise _StoppedError
+            yield page
+
+    def _exchange(self, gone: Collection[str], rows: Sequence[RunRow]) -> None:
+        with self._lock:
+            self._rows = (*(row for row in self._rows if row.name not in gone), *rows)
+
+
+def _merged_name(chosen: Sequence[RunRow]) -> str:
+    """That of the newest run, one merge further: never a name that one of them has, whatever the rows add up to."""
+    parts = [Path(row.name).stem.split(".") for row in chosen]
+    merges = [int(rest[0].split("-")[0]) for _, *rest in parts if rest and rest[0][0].isdigit()]
+    return f"{max(parts)[0]}.{max(merges, default=0) + 1}-{sum(row.rows for row in chosen)}.arrow"

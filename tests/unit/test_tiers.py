@@ -1,0 +1,157 @@
+"""Merges of runs beside flushes: nothing counts twice, nothing is lost, and a stop need not wait for one."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ingest.merger import Merger
+from store import tiers
+from store.errors import DiskFullError
+from store.store import Store
+from store.tiers import Tiers
+from store.verify import verify
+from tests.support.direct import Direct, open_store, record_of
+
+KINDS = ["index", "rollups", "summaries"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """With four flushes of one record, so that a merge of each kind is due."""
+    opened = open_store(tmp_path / "data")
+    committer = Direct(opened)
+    for number in range(4):
+        flush(opened, committer, number)
+    yield opened
+    opened.close()
+
+
+def flush(store: Store, committer: Direct, number: int) -> None:
+    committer.take([record_of(number, destinationId="d", reference="r")])
+    store.flush_once()
+
+
+def names(store: Store) -> tuple[list[str], list[str]]:
+    """Of the runs: what is in the view, and what is to be merged."""
+    view = store._view
+    return sorted(run.name for kind in KINDS for run in getattr(view, kind)), sorted(
+        row.name for row in store.tiers.rows
+    )
+
+
+class Held:
+    """`write_run` of merges, which waits where a page is due."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waits = threading.Event()
+        self.goes_on = threading.Event()
+        self._write: Callable[..., object] = tiers.write_run
+        monkeypatch.setattr(tiers, "write_run", self)
+
+    def __call__(
+        self, disk: object, path: Path, kind: str, name: str, pages: Iterator[object], *rest: object
+    ) -> object:
+        def held() -> Iterator[object]:
+            self.waits.set()
+            assert self.goes_on.wait(20)
+            yield from pages
+
+        return self._write(disk, path, kind, name, held(), *rest)
+
+
+def test_flushes_go_on_beside_a_merge(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their runs stand beside the merged one, in the view and for the next merge; summaries count each record once."""
+    held = Held(monkeypatch)
+    merging = threading.Thread(target=store.tiers.merge_once)
+    merging.start()
+    assert held.waits.wait(20)
+    committer = Direct(store)
+    for number in range(4, 7):
+        flush(store, committer, number)
+    assert not (store.root / "internal/staging").exists() or not list((store.root / "internal/staging").iterdir())
+    held.goes_on.set()
+    merging.join()
+    in_view, known = names(store)
+    assert in_view == known and len([name for name in known if name.startswith("internal/index/")]) == 4
+    while store.tiers.merge_once():
+        in_view, known = names(store)
+        assert in_view == known
+    assert len(known) <= 9
+    answer = committer.take([record_of(number, destinationId="d", reference="r") for number in range(8)])
+    assert (answer["accepted"], answer["duplicate"]) == (1, 7)
+    store.flush_once()
+    copy = store.root.with_name("copy")
+    shutil.copytree(store.root, copy)
+    assert verify(copy).differences == []
+    again = open_store(copy)
+    assert names(again)[0] == names(again)[1] == names(store)[0]
+    again.close()
+
+
+def test_a_merge_is_given_up_at_a_stop(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has written is removed, and a later merge makes it anew."""
+    before = names(store)
+    on_disk = sorted(store.root.glob("internal/*/*.arrow"))
+    held = Held(monkeypatch)
+    merger = Merger(store)
+    merger.start()
+    assert held.waits.wait(20)
+    threading.Timer(0.05, held.goes_on.set).start()
+    merger.stop()
+    assert not merger.alive and merger.problem is None
+    assert names(store) == before
+    assert sorted(store.root.glob("internal/*/*.arrow")) == on_disk
+    again = Tiers(store.disk, store.root, store._catalog, store.tiers.rows, store)
+    assert again.merge_once()
+
+
+def until(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_the_merger_merges_at_its_start_and_after_a_flush(store: Store) -> None:
+    """All that is due: one summary is left of each key, and one run."""
+    merger = Merger(store)
+    merger.start()
+    until(lambda: len(store.tiers.rows) == 3)
+    committer = Direct(store)
+    for number in range(4, 7):
+        flush(store, committer, number)
+        merger.flushed()
+    until(lambda: store.runs["summaries"] == 1)
+    merger.stop()
+
+
+def test_a_full_disk_is_told_and_tried_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any other error stops the store."""
+    write = tiers.write_run
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ingest.merger._RETRY_S", 0.01)
+    monkeypatch.setattr(tiers, "write_run", full)
+    with pytest.raises(DiskFullError, match="to merge runs of the index"):
+        store.tiers.merge_once()
+    merger = Merger(store)
+    merger.start()
+    until(lambda: merger.problem is not None)
+    assert merger.problem is not None and "no room" in merger.problem
+    monkeypatch.setattr(tiers, "write_run", write)
+    until(lambda: len(store.tiers.rows) == 3 and merger.problem is None)
+    monkeypatch.setattr(Tiers, "merge_once", lambda self: 1 // 0)
+    merger.flushed()
+    until(lambda: not merger.alive)
+    assert merger.problem == "the merge failed: integer division or modulo by zero"
+    assert isinstance(store.failure, ZeroDivisionError)
+    merger.stop()
