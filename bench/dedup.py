@@ -82,7 +82,7 @@ def _pages(rows: int, draw: np.random.Generator) -> Iterator[pa.RecordBatch]:
 
 def _batch(runs: list[Run], rows: int, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
     """Hashes in ascending order, a tenth of them known."""
-    pages = [page for run in runs for page in run.batches()]
+    pages = [page for run in runs for page in run.pages]
     chosen = draw.choice(len(pages), rows // 10, p=np.array([page.num_rows for page in pages]) / sum(map(len, pages)))
     pairs = set()
     for number in chosen.tolist():

@@ -108,7 +108,7 @@ class Hot:
 
 def combined(runs: list[Run], combine: Callable[[pa.RecordBatch], pa.RecordBatch]) -> Run:
     """Several runs in memory as one."""
-    pieces = [page for run in runs for page in run.batches()]
+    pieces = [page for run in runs for page in run.pages]
     return Run([combine(pa.concat_batches(pieces))] if pieces else [])
 
 

@@ -16,6 +16,7 @@ from store import kernels
 from store.hashing import U64
 from store.hashing_rows import halves
 from store.runs import I64, Run
+from store.search import search
 
 __all__ = ["INDEX_SCHEMA", "Hits", "entries", "find", "find_each", "pack_words", "sorted_entries", "unpack_words"]
 
@@ -64,17 +65,12 @@ def sorted_entries(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 def find(runs: Sequence[Run], hi: U64, lo: U64) -> Hits:
     """All rows of the runs that have one of the hashes; `hi` must ascend."""
-    needles, words, prints = [], [], []
-    for run in runs:
-        for needle, pages, rows in run.places(hi, lo):
-            needles.append(needle)
-            words.append(run.numbers("word", pages, rows))
-            prints.append(run.numbers("fp", pages, rows))
-    if not needles:
+    found = search(runs, hi, lo)
+    if not len(found):
         nothing = np.zeros(0, dtype=np.int64)
         return Hits(nothing, nothing, nothing, nothing.astype(np.uint64))
-    day, seq = unpack_words(np.concatenate(words))
-    return Hits(np.concatenate(needles), day, seq, np.concatenate(prints))
+    day, seq = unpack_words(found.numbers("word"))
+    return Hits(found.needle, day, seq, found.numbers("fp"))
 
 
 def find_each(runs: Sequence[Run], ids: Sequence[int]) -> list[tuple[int, int, int]]:

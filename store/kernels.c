@@ -37,7 +37,7 @@ typedef struct {
 static i128 decimal_at(const u64 *words, i64 row) { return (i128)((u128)words[2 * row + 1] << 64 | words[2 * row]); }
 
 /* One more with every change of what a function takes or does: what was built of another version is not used. */
-i32 kernels_version(void) { return 3; }
+i32 kernels_version(void) { return 4; }
 
 /* ---- JSON to columns ---- */
 
@@ -611,18 +611,21 @@ void sort_keys(i64 rows, const u64 *keys, i64 *order, Keyed *scratch) {
 
 enum { ANCHORS = 512 };
 
-/* The pages of a run: page p has size[p] hashes, hi[hi_at[p]] and on, lo[lo_at[p]] and on. Of a page that was asked for
- * many hashes at once, `anchors` keeps every 512th part, ANCHORS + 1 a page, so that it need not be read to be searched.
+/* A run: page p has size[p] hashes, at hi[p] and lo[p]. Of a page that was asked for many hashes at once, `anchors` keeps
+ * every 512th part, ANCHORS + 1 a page, so that it need not be read to be searched. `flags` say of a small run whether
+ * hashes may be in it, by their first bits (all but `shift`); NULL where there are none.
  */
 typedef struct {
-    const u64 *hi, *lo;
+    const u64 *const *hi, *const *lo;
     i64 pages;
-    const i64 *hi_at, *lo_at, *size;
+    const i64 *size;
     const u64 *first;      /* hash of each page */
     const double *density; /* rows of each page by hash */
     u64 *anchors;
     u8 *anchored;          /* whether a page has them */
-} Pages;
+    const u8 *flags;
+    i64 shift;
+} Run;
 
 static i64 within(i64 row, i64 size) { return row < 0 ? 0 : row >= size ? size - 1 : row; }
 
@@ -648,8 +651,8 @@ static i64 lower_bound(const u64 *hi, i64 size, u64 wanted, i64 guess) {
 }
 
 /* Threads may do so at a time: what they write is the same. */
-static void anchor(const Pages *run, i64 page) {
-    const u64 *hashes = run->hi + run->hi_at[page];
+static void anchor(const Run *run, i64 page) {
+    const u64 *hashes = run->hi[page];
     u64 *anchors = run->anchors + page * (ANCHORS + 1);
     for (i64 part = 0; part < ANCHORS; part++) 
         __atomic_store_n(anchors + part, hashes[part * run->size[page] / ANCHORS], __ATOMIC_RELAXED);
@@ -658,7 +661,7 @@ static void anchor(const Pages *run, i64 page) {
 }
 
 /* About where in a page a hash is, from what is known without reading it. */
-static i64 guessed(const Pages *run, i64 page, u64 wanted) {
+static i64 guessed(const Run *run, i64 page, u64 wanted) {
     i64 size = run->size[page];
     u64 first = run->first[page];
     double rows = wanted < first ? 0 : (double)(wanted - first) * run->density[page];
@@ -675,13 +678,20 @@ static i64 guessed(const Pages *run, i64 page, u64 wanted) {
     return within(begin + (i64)(share * (double)(end - begin)), size);
 }
 
-/* Rows with one of the hashes (`hi` ascends) as (needle, page, row), in order of the needles. Memory is slow and hashes
- * are uniform: the places of many are guessed, and asked for, before the first is read. Returns how many there are; only
- * `room` of them are written.
+/* Where rows are written: as (needle, page, row), only `room` of them. */
+typedef struct {
+    i64 room, found, *needle, *page, *row;
+} Places;
+
+/* Rows of a run with one of the hashes (`hi` ascends), in order of the needles, whose numbers are in `which` (NULL: as
+ * they stand); pages are counted from `base`. Memory is slow and hashes are uniform: the places of many are guessed, and
+ * asked for, before the first is read.
  */
-i64 find_hashes(i64 needles, const u64 *hi, const u64 *lo, const Pages *run, i64 room, i64 *needle, i64 *page, i64 *row) {
+static void find_in_run(
+    i64 needles, const u64 *hi, const u64 *lo, const i64 *which, const Run *run, i64 base, Places *out
+) {
     enum { GROUP = 64 };
-    i64 found = 0, current = 0;
+    i64 current = 0;
     for (i64 begin = 0; begin < needles; begin += GROUP) {
         i64 many = needles - begin < GROUP ? needles - begin : GROUP;
         i64 of[GROUP], guess[GROUP];
@@ -689,37 +699,66 @@ i64 find_hashes(i64 needles, const u64 *hi, const u64 *lo, const Pages *run, i64
             u64 wanted = hi[begin + at];
             while (current + 1 < run->pages && run->first[current + 1] <= wanted) current++;
             i64 ahead = begin + at + ANCHORS;
-            if (!__atomic_load_n(run->anchored + current, __ATOMIC_RELAXED) && run->size[current] >= ANCHORS && ahead < needles && wanted >= run->first[current] &&
+            if (!__atomic_load_n(run->anchored + current, __ATOMIC_RELAXED) && run->size[current] >= ANCHORS &&
+                ahead < needles && wanted >= run->first[current] &&
                 (current + 1 == run->pages || hi[ahead] < run->first[current + 1]))
                 anchor(run, current);
             of[at] = current;
             guess[at] = guessed(run, current, wanted);
-            __builtin_prefetch(run->hi + run->hi_at[current] + guess[at]);
+            __builtin_prefetch(run->hi[current] + guess[at]);
         }
         for (i64 at = 0; at < many; at++) {
-            const u64 *hashes = run->hi + run->hi_at[of[at]];
+            const u64 *hashes = run->hi[of[at]];
             double step = (double)(i64)(hi[begin + at] - hashes[guess[at]]) * run->density[of[at]];
             double size = (double)run->size[of[at]];
             guess[at] = within(guess[at] + (i64)(step < -size ? -size : step > size ? size : step), run->size[of[at]]);
             __builtin_prefetch(hashes + guess[at]);
         }
         for (i64 at = 0; at < many; at++) {
-            const u64 *hashes = run->hi + run->hi_at[of[at]];
+            const u64 *hashes = run->hi[of[at]];
             guess[at] = lower_bound(hashes, run->size[of[at]], hi[begin + at], guess[at]);
             if (guess[at] < run->size[of[at]] && hashes[guess[at]] == hi[begin + at])
-                __builtin_prefetch(run->lo + run->lo_at[of[at]] + guess[at]);
+                __builtin_prefetch(run->lo[of[at]] + guess[at]);
             else guess[at] = -1;
         }
         for (i64 at = 0; at < many; at++) {
-            const u64 *hashes = run->hi + run->hi_at[of[at]];
+            const u64 *hashes = run->hi[of[at]];
             for (i64 next = guess[at]; next >= 0 && next < run->size[of[at]] && hashes[next] == hi[begin + at]; next++) {
-                if (run->lo[run->lo_at[of[at]] + next] != lo[begin + at]) continue;
-                if (found < room) needle[found] = begin + at, page[found] = of[at], row[found] = next;
-                found++;
+                if (run->lo[of[at]][next] != lo[begin + at]) continue;
+                if (out->found < out->room) {
+                    out->needle[out->found] = which ? which[begin + at] : begin + at;
+                    out->page[out->found] = base + of[at], out->row[out->found] = next;
+                }
+                out->found++;
             }
         }
     }
-    return found;
+}
+
+/* Rows of several runs with one of the hashes (`hi` ascends) as (needle, page, row): run by run, in order of the needles;
+ * pages are counted through all runs. `scratch` has room for three words a needle. Returns how many there are; only
+ * `room` of them are written.
+ */
+i64 find_hashes(
+    i64 needles, const u64 *hi, const u64 *lo, i64 runs, const Run *run, i64 room, i64 *needle, i64 *page, i64 *row,
+    u64 *scratch
+) {
+    Places out = {room, 0, needle, page, row};
+    u64 *likely_hi = scratch, *likely_lo = scratch + needles;
+    i64 *which = (i64 *)(scratch + 2 * needles), base = 0;
+    for (; runs--; base += run->pages, run++) {
+        if (!run->pages) continue;
+        if (!run->flags) {
+            find_in_run(needles, hi, lo, NULL, run, base, &out);
+            continue;
+        }
+        i64 likely = 0;
+        for (i64 at = 0; at < needles; at++)
+            if (run->flags[hi[at] >> run->shift])
+                likely_hi[likely] = hi[at], likely_lo[likely] = lo[at], which[likely++] = at;
+        if (likely) find_in_run(likely, likely_hi, likely_lo, which, run, base, &out);
+    }
+    return out.found;
 }
 
 /* ---- Rows in another order ---- */
@@ -744,5 +783,43 @@ void take_strings(i64 rows, const i64 *order, const Strings *strings, u8 *out) {
         i32 at = strings->offsets[order[row]];
         if (row + AHEAD < rows) __builtin_prefetch(strings->data + strings->offsets[order[row + AHEAD]]);
         out = put_bytes(out, strings->data + at, strings->offsets[order[row] + 1] - at);
+    }
+}
+
+/* ---- Rows of many pages ---- */
+
+/* Values of `width` words: row[r] of what lies at at[page[r]]. */
+void gather_words(i64 rows, const i64 *page, const i64 *row, const u64 *const *at, i64 width, u64 *out) {
+    for (i64 r = 0; r < rows; r++) {
+        if (r + AHEAD < rows) __builtin_prefetch(at[page[r + AHEAD]] + width * row[r + AHEAD]);
+        const u64 *value = at[page[r]] + width * row[r];
+        for (i64 word = 0; word < width; word++) *out++ = value[word];
+    }
+}
+
+/* Offsets of strings, `out` with room for rows + 1; page p has `size[p]` bytes of them. Returns the bytes of all, or -1
+ * where the offsets of a page are not within it.
+ */
+i64 gather_offsets(i64 rows, const i64 *page, const i64 *row, const i32 *const *offsets, const i64 *size, i32 *out) {
+    i64 total = 0;
+    out[0] = 0;
+    for (i64 r = 0; r < rows; r++) {
+        if (r + AHEAD < rows) __builtin_prefetch(offsets[page[r + AHEAD]] + row[r + AHEAD]);
+        i64 begin = offsets[page[r]][row[r]], end = offsets[page[r]][row[r] + 1];
+        if (begin < 0 || end < begin || end > size[page[r]]) return -1;
+        total += end - begin;
+        if (total > INT32_MAX) return -1;
+        out[r + 1] = (i32)total;
+    }
+    return total;
+}
+
+/* The strings themselves, which `out` has room for. */
+void gather_strings(
+    i64 rows, const i64 *page, const i64 *row, const i32 *const *offsets, const u8 *const *data, u8 *out
+) {
+    for (i64 r = 0; r < rows; r++) {
+        i32 begin = offsets[page[r]][row[r]];
+        out = put_bytes(out, data[page[r]] + begin, offsets[page[r]][row[r] + 1] - begin);
     }
 }

@@ -23,11 +23,12 @@ from store.whole import whole
 
 __all__ = [
     "Lanes",
-    "Pages",
+    "Searched",
     "argsort",
     "available",
     "decode_lines",
     "find_hashes",
+    "gathered",
     "hash_records",
     "line_ends",
     "load",
@@ -52,7 +53,7 @@ _LINE_BYTES = 64
 _ANCHORS = 512
 """Of a page of a run; as in the C."""
 
-_VERSION = 3
+_VERSION = 4
 """One more with every change of the C, where it stands too: what was built of another one is not loaded."""
 
 _CONTROL = -1
@@ -68,11 +69,13 @@ def load(path: Path) -> ctypes.CDLL:
     if library.kernels_version() != _VERSION:
         raise OSError("it was built of another version of store/kernels.c")
     for name in (
-        "count_lines", "find_hashes", "parse_lines", "render_notifications", "render_previous", "render_records",
-        "take_offsets",
+        "count_lines", "find_hashes", "gather_offsets", "parse_lines", "render_notifications", "render_previous",
+        "render_records", "take_offsets",
     ):  # fmt: skip
         getattr(library, name).restype = ctypes.c_int64
-    for name in ("line_ends", "copy_spans", "hash_records", "sort_keys", "take_strings"):
+    for name in (
+        "line_ends", "copy_spans", "gather_strings", "gather_words", "hash_records", "sort_keys", "take_strings",
+    ):  # fmt: skip
         getattr(library, name).restype = None
     return library
 
@@ -274,42 +277,78 @@ def argsort(keys: U64) -> I64:
     return order
 
 
-class Pages:
-    """The pages of a run as the C takes them: page p is `hi[hi_at[p]:][:size[p]]` and the same of `lo`."""
+class Searched(ctypes.Structure):
+    """A run as the C takes it: page p has `size[p]` hashes, which lie at the addresses `hi[p]` and `lo[p]`.
+
+    `likely` is by how much to shift a hash, and whether one that begins with these bits may be there.
+    """
+
+    _fields_ = [
+        ("hi", ctypes.c_void_p), ("lo", ctypes.c_void_p), ("pages", ctypes.c_int64), ("size", ctypes.c_void_p),
+        ("first", ctypes.c_void_p), ("density", ctypes.c_void_p), ("anchors", ctypes.c_void_p),
+        ("anchored", ctypes.c_void_p), ("flags", ctypes.c_void_p), ("shift", ctypes.c_int64),
+    ]  # fmt: skip
 
     def __init__(
-        self, hi: U64, lo: U64, hi_at: I64, lo_at: I64, size: I64, first: U64, density: npt.NDArray[np.float64]
+        self,
+        hi: I64,
+        lo: I64,
+        size: I64,
+        first: U64,
+        density: npt.NDArray[np.float64],
+        likely: tuple[int, npt.NDArray[np.bool_]] | None,
     ) -> None:
         pages = len(size)
         anchors, anchored = np.empty((pages, _ANCHORS + 1), np.uint64), np.zeros(pages, np.uint8)
-        self._held = (hi, lo, hi_at, lo_at, size, first, density, anchors, anchored)
-        at = [array.ctypes.data for array in self._held]
-        self.struct = _Pages(*at[:2], pages, *at[2:])
+        shift, flags = likely or (0, None)
+        self._held = (hi, lo, size, first, density, anchors, anchored, flags)
+        hi_at, lo_at, *rest = (None if array is None else array.ctypes.data for array in self._held)
+        super().__init__(hi_at, lo_at, pages, *rest, shift)
 
 
-class _Pages(ctypes.Structure):
-    _fields_ = [
-        ("hi", ctypes.c_void_p), ("lo", ctypes.c_void_p), ("pages", ctypes.c_int64), ("hi_at", ctypes.c_void_p),
-        ("lo_at", ctypes.c_void_p), ("size", ctypes.c_void_p), ("first", ctypes.c_void_p),
-        ("density", ctypes.c_void_p), ("anchors", ctypes.c_void_p), ("anchored", ctypes.c_void_p),
-    ]  # fmt: skip
+def find_hashes(hi: U64, lo: U64, runs: Sequence[Searched]) -> tuple[I64, I64, I64] | None:
+    """(needle, page, row) of every row of the runs that has one of the hashes; `hi` ascends.
 
-
-def find_hashes(hi: U64, lo: U64, pages: Pages) -> tuple[I64, I64, I64] | None:
-    """(needle, page, row) of every row that has one of the hashes, in order of the needles; `hi` ascends."""
+    Run by run, in order of the needles; pages are counted through all runs.
+    """
     if _C is None:
         return None
     hi, lo = np.ascontiguousarray(hi, np.uint64), np.ascontiguousarray(lo, np.uint64)
-    room = len(hi)
+    structs = (Searched * len(runs))(*runs)
+    room, scratch = len(hi), np.empty((3, len(hi)), np.uint64)
     while True:
         needle, page, row = (np.empty(room, np.int64) for _ in range(3))
         found = _C.find_hashes(
-            ctypes.c_int64(len(hi)), _at(hi), _at(lo), ctypes.byref(pages.struct), ctypes.c_int64(room),
-            _at(needle), _at(page), _at(row),
+            ctypes.c_int64(len(hi)), _at(hi), _at(lo), ctypes.c_int64(len(runs)), structs, ctypes.c_int64(room),
+            _at(needle), _at(page), _at(row), _at(scratch),
         )  # fmt: skip
         if found <= room:
             return needle[:found], page[:found], row[:found]
         room = found
+
+
+def gathered(kind: pa.DataType, page: I64, row: I64, places: I64) -> pa.Array | None:
+    """Rows of many pages, of a column of 64-bit words, decimals of 128 bits, or strings.
+
+    `places` says of each page where its values lie; of strings where its offsets and its bytes do, and how many bytes.
+    `pa.ArrowInvalid` where the offsets of a page are not within it.
+    """
+    if _C is None:
+        return None
+    rows, page, row = len(page), np.ascontiguousarray(page), np.ascontiguousarray(row)
+    where = (ctypes.c_int64(rows), _at(page), _at(row), _at(places[0]))
+    if kind != pa.string():
+        words = kind.bit_width // 64
+        values = np.empty(rows * words, np.uint64)
+        _C.gather_words(*where, ctypes.c_int64(words), _at(values))
+        return pa.Array.from_buffers(kind, rows, [None, pa.py_buffer(values)])
+    offsets = np.empty(rows + 1, np.int32)
+    size = _C.gather_offsets(*where, _at(places[2]), _at(offsets))
+    if size < 0:
+        raise pa.ArrowInvalid("strings of a run do not lie where its offsets say")
+    data = np.empty(size, np.uint8)
+    _C.gather_strings(*where, _at(places[1]), _at(data))
+    return _strings(rows, offsets, data)
 
 
 def taken(rows: pa.Table, order: I64) -> pa.Table:

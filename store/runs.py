@@ -2,8 +2,8 @@
 
 A run is a list of pages (record batches of at most `PAGE_ROWS` rows whose first columns are `hi` and `lo`), sorted by
 hash over all of them; equal hashes never lie on two pages. In a file it is an uncompressed Arrow IPC file that is
-mapped, not loaded: what is looked up often stays in the page cache, and memory does not grow with what is stored. A
-look-up computes all its hashes side by side over all pages, so that it costs by hash and not by page.
+mapped, not loaded: what is looked up often stays in the page cache, and memory does not grow with what is stored.
+`store.search` looks into them.
 
 Runs are merged in tiers, as in an LSM tree, a range of hashes at a time, so that a merge needs the memory of a few
 pages whatever the size of the runs.
@@ -20,8 +20,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from store import kernels
-from store.hashing import U64
-from store.mapped import MappedPages
 
 __all__ = ["PAGE_ROWS", "Run", "map_run", "merge_ranges", "tier_to_merge"]
 
@@ -31,158 +29,78 @@ TIER_RUNS = 4
 
 I64 = npt.NDArray[np.int64]
 
-_SLICED = 8
-"""So many rows are sliced out one by one in less time than they are taken in one call."""
-
 _FILTERED_ROWS = 4_096
 _FILTER_BITS = 3
 """A run in memory of so many rows has a filter of 8 to 16 flags a row: of new hashes one in ten passes it."""
 
-_NONE = np.zeros(0, np.int64)
-_BLOCK = 1 << 14
-"""So many hashes are looked up at once without the C: what is computed for them stays in the cache."""
+_TOUCHED_EVERY = 4_096
+"""The size of a page of memory."""
 
 
 class Run:
     """An immutable sorted run. `name` is that of its file relative to the data directory, empty in memory.
 
-    A run in memory is one page; `words` is the mapped file of several, as the 64-bit words that it consists of.
+    `mapped` is the file that its pages lie in, as they are read: uncompressed and without nulls.
     """
 
-    def __init__(self, pages: Iterable[pa.RecordBatch], name: str = "", words: U64 | None = None) -> None:
+    def __init__(self, pages: Iterable[pa.RecordBatch], name: str = "", mapped: pa.Buffer | None = None) -> None:
         self.name = name
-        self._pages = [page for page in pages if page.num_rows]
-        self._mapped = None if words is None else MappedPages(self._pages, words)
-        self.rows = sum(page.num_rows for page in self._pages)
-        hi, lo = ([page.column(name).to_numpy() for page in self._pages] for name in ("hi", "lo"))
-        self._his, self._los = hi, lo
-        if self._mapped is None:
-            assert len(self._pages) <= 1
-            self._hi = hi[0] if hi else np.zeros(0, np.uint64)
-            self._lo = lo[0] if lo else np.zeros(0, np.uint64)
-            self._hi_at = self._lo_at = np.zeros(len(hi), np.int64)
-        else:
-            self._hi = self._lo = words
-            self._hi_at, self._lo_at = self._mapped.begins("hi"), self._mapped.begins("lo")
-        self._sizes = np.array([len(page) for page in hi], np.int64)
-        self._ends = self._hi_at + self._sizes
-        self._first = np.array([page[0] for page in hi], np.uint64)
-        last = np.array([page[-1] for page in hi], np.uint64)
-        self._density = self._sizes / np.maximum((last - self._first).astype(np.float64), 1.0)
+        self.pages = [page for page in pages if page.num_rows]
+        self.rows = sum(page.num_rows for page in self.pages)
+        self.hi, self.lo = ([page.column(name).to_numpy() for page in self.pages] for name in ("hi", "lo"))
+        self._mapped = mapped
+        self._places: dict[str, I64] = {}
+        if mapped is not None:
+            for column in self.pages[0].schema.names if self.pages else ():
+                self.places(column)
+
+    def places(self, name: str) -> I64:
+        """By page where a column lies in memory; of strings three rows: where offsets, where bytes, and how many.
+
+        `pa.ArrowInvalid` where that is not within the mapped file.
+        """
+        found = self._places.get(name)
+        if found is None:
+            spans = np.array([_spans(page.column(name)) for page in self.pages], np.int64).reshape(-1, 2, 2)
+            if self._mapped is not None:
+                begin, end = self._mapped.address, self._mapped.address + self._mapped.size
+                used = spans[spans[:, :, 1] > 0]
+                if (used[:, 0] < begin).any() or (used.sum(axis=1) > end).any() or (used[:, 0] % 8).any():
+                    raise pa.ArrowInvalid("its pages do not lie in the file as they are read")
+            found = np.ascontiguousarray(np.stack([spans[:, 0, 0], spans[:, 1, 0], spans[:, 1, 1]]))
+            self._places[name] = found
+        return found
 
     def touch(self) -> None:
-        """Read a mapped run once, so that the first look-ups do not wait for its pages."""
+        """Read a mapped run once, so that the first look-ups do not wait for its pages one by one."""
         if self._mapped is not None:
-            self._mapped.touch()
-
-    def find(self, hi: U64, lo: U64) -> Iterator[tuple[I64, pa.RecordBatch]]:
-        """All rows with one of the hashes, some at a time, as (index of the hash, row). `hi` must ascend."""
-        for needles, pages, rows in self.places(hi, lo):
-            yield needles, self.taken(pages, rows)
-
-    def places(self, hi: U64, lo: U64) -> Iterator[tuple[I64, I64, I64]]:
-        """Where these rows are, as (index of the hash, page, row of the page)."""
-        if not self._pages:
-            return
-        if self._filter is None:
-            yield from self._places(hi, lo)
-            return
-        shift, flags = self._filter
-        likely = np.flatnonzero(flags[hi >> shift])
-        for needles, pages, rows in self._places(hi[likely], lo[likely]):
-            yield likely[needles], pages, rows
-
-    def numbers(self, name: str, pages: I64, rows: I64) -> U64:
-        """A column of 64-bit words at these places."""
-        if self._mapped is None:
-            return np.asarray(self._pages[0].column(name).to_numpy()[rows])
-        return self._mapped.numbers(name, pages, rows)
+            np.frombuffer(self._mapped, np.uint8)[::_TOUCHED_EVERY].max(initial=0)
 
     @cached_property
-    def _in_c(self) -> kernels.Pages:
-        facts = (self._hi_at, self._lo_at, self._sizes, self._first, self._density)
-        return kernels.Pages(self._hi, self._lo, *facts)
+    def searched(self) -> kernels.Searched:
+        """As the C searches it. Hashes are uniform, so that the place of one in its page is nearly known."""
+        sizes = np.array([len(page) for page in self.hi], np.int64)
+        first, last = (np.array([page[end] for page in self.hi], np.uint64) for end in (0, -1))
+        density = sizes / np.maximum((last - first).astype(np.float64), 1.0)
+        hi, lo = (np.ascontiguousarray(self.places(name)[0]) for name in ("hi", "lo"))
+        return kernels.Searched(hi, lo, sizes, first, density, self._filter())
 
-    @cached_property
-    def _filter(self) -> tuple[np.uint64, npt.NDArray[np.bool_]] | None:
+    def _filter(self) -> tuple[int, npt.NDArray[np.bool_]] | None:
         """Of a run in memory: by how much to shift a hash, and whether one that begins with these bits is here.
 
         Asking it costs a tenth of a search, and hashes that ascend go through it in order.
         """
-        if len(self._hi) < _FILTERED_ROWS or self.name:
+        if self.rows < _FILTERED_ROWS or self._mapped is not None:
             return None
-        bits = len(self._hi).bit_length() + _FILTER_BITS
-        shift = np.uint64(64 - bits)
+        (hi,) = self.hi
+        bits = len(hi).bit_length() + _FILTER_BITS
         flags = np.zeros(1 << bits, np.bool_)
-        flags[self._hi >> shift] = True
-        return shift, flags
-
-    def _places(self, hi: U64, lo: U64) -> Iterator[tuple[I64, I64, I64]]:
-        begin = int(np.searchsorted(hi, self._first[0]))
-        step = max(len(hi), 1) if kernels.available() else _BLOCK
-        for at in range(begin, len(hi), step):
-            needles, pages, rows = self._matches(hi[at : at + step], lo[at : at + step])
-            if len(needles):
-                yield needles + at, pages, rows
-
-    def _matches(self, hi: U64, lo: U64) -> tuple[I64, I64, I64]:
-        """(index of the hash, page, row of the page) of every match, by pages.
-
-        A hash may match several rows, which lie side by side on one page.
-        """
-        if kernels.available() and (in_c := kernels.find_hashes(hi, lo, self._in_c)) is not None:
-            return in_c
-        page = np.searchsorted(self._first, hi, side="right") - 1
-        at, end = self._seek(page, hi), self._ends[page]
-        needle = np.flatnonzero((self._hi[np.minimum(at, end - 1)] == hi) & (at < end))
-        found = []
-        while len(needle):
-            row = at[needle] - self._hi_at[page[needle]]
-            same = self._lo[self._lo_at[page[needle]] + row] == lo[needle]
-            found.append((needle[same], page[needle][same], row[same]))
-            at = at + 1
-            needle = needle[at[needle] < end[needle]]
-            needle = needle[self._hi[at[needle]] == hi[needle]]
-        if not found:
-            return _NONE, _NONE, _NONE
-        needles, pages, rows = (np.concatenate(columns) for columns in zip(*found, strict=True))
-        order = np.argsort(pages, kind="stable")
-        return needles[order], pages[order], rows[order]
-
-    def taken(self, pages: I64, rows: I64) -> pa.RecordBatch:
-        """These rows of pages, in this order."""
-        if len(rows) <= _SLICED:
-            found = zip(pages.tolist(), rows.tolist(), strict=True)
-            return pa.concat_batches([self._pages[page].slice(row, 1) for page, row in found])
-        if self._mapped is None:
-            return self._pages[0].take(pa.array(rows))
-        return self._mapped.taken(pages, rows)
-
-    def _seek(self, page: I64, hi: U64) -> I64:
-        """Where in `_hi` the first hash of the page is that is not below each.
-
-        Hashes are uniform, so their places are known but for a few rows: reading one and correcting by what is found
-        leaves little to search, in few pages of memory. Where that is wrong, the whole page is searched.
-        """
-        if page[0] == page[-1]:
-            return np.asarray(self._hi_at[page[0]] + np.searchsorted(self._his[page[0]], hi))
-        size, begin, end, density = (facts[page] for facts in (self._sizes, self._hi_at, self._ends, self._density))
-        guess = begin + np.minimum((hi - self._first[page]) * density, size - 1).astype(np.int64)
-        step = np.clip((hi.view(np.int64) - self._hi[guess].view(np.int64)) * density, -size, size)
-        reach = 4 * np.sqrt(np.abs(step)) + 8
-        low = np.clip(guess + (step - reach).astype(np.int64), begin, end)
-        high = np.clip(guess + (step + reach).astype(np.int64), begin, end)
-        low = np.where((low > begin) & (self._hi[np.maximum(low - 1, begin)] >= hi), begin, low)
-        high = np.where((high < end) & (self._hi[np.minimum(high, end - 1)] < hi), end, high)
-        for _ in range(int((high - low).max(initial=0)).bit_length()):
-            middle = (low + high) >> 1
-            below = (middle < high) & (self._hi[np.minimum(middle, end - 1)] < hi)
-            low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
-        return low
+        flags[hi >> np.uint64(64 - bits)] = True
+        return 64 - bits, flags
 
     def between(self, low: int, high: int) -> Iterator[pa.RecordBatch]:
         """The rows with `low <= hi < high`."""
-        for page, hi in zip(self._pages, self._his, strict=True):
+        for page, hi in zip(self.pages, self.hi, strict=True):
             if int(hi[0]) >= high:
                 return
             begin = int(np.searchsorted(hi, np.uint64(low)))
@@ -190,9 +108,24 @@ class Run:
             if begin < end:
                 yield page.slice(begin, end - begin)
 
-    def batches(self) -> list[pa.RecordBatch]:
-        """The pages as they are."""
-        return self._pages
+
+def _spans(column: pa.Array) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Address and size in bytes of what is read of a column: of its values; of strings of offsets and text."""
+    if column.null_count:
+        raise pa.ArrowInvalid("its pages have nulls")
+    _, values, *text = column.buffers()
+    if column.type != pa.string():
+        width = column.type.bit_width // 8
+        spans = (values.address + width * column.offset, width * len(column)), (0, 0)
+        is_whole = values.size >= width * (column.offset + len(column))
+    else:
+        spans = (values.address + 4 * column.offset, 4 * (len(column) + 1)), (0, 0)
+        is_whole = values.size >= 4 * (column.offset + len(column) + 1)
+        if text[0] is not None:
+            spans = spans[0], (text[0].address, text[0].size)
+    if not is_whole:
+        raise pa.ArrowInvalid("its pages are shorter than they say")
+    return spans
 
 
 def _paged(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -228,8 +161,7 @@ def map_run(path: Path, name: str) -> Run:
     with pa.memory_map(str(path)) as source:
         data = source.read_buffer()
     reader = pa.ipc.open_file(data)
-    words = np.frombuffer(data, np.uint64, count=data.size // 8)
-    return Run((reader.get_batch(index) for index in range(reader.num_record_batches)), name, words)
+    return Run((reader.get_batch(index) for index in range(reader.num_record_batches)), name, data)
 
 
 def tier_to_merge(rows: Sequence[int]) -> list[int]:

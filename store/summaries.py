@@ -20,6 +20,7 @@ from store.hashing_rows import halves
 from store.plain import units_of
 from store.runs import I64, Run
 from store.schema import SCALE
+from store.search import search
 from store.sums import from_limbs, group_sums, limbs
 from store.whole import whole
 
@@ -164,37 +165,31 @@ def find(runs: Sequence[Run], hi: U64, lo: U64) -> tuple[I64, pa.RecordBatch]:
 
     A key has a row for each of its units; they are sorted by position and unit.
     """
-    needles, found = [], []
-    for run in runs:
-        for needle, rows in run.find(hi, lo):
-            needles.append(needle)
-            found.append(rows)
-    if not needles:
-        return np.zeros(0, dtype=np.int64), _nothing()
-    needle = np.concatenate(needles)
-    rows = pa.concat_batches(found)
+    found = search(runs, hi, lo).in_order()
+    if not len(found):
+        return found.needle, _nothing()
     # the position takes the place of the hash, so that rows are added up by it
-    keyed = rows.set_column(0, "hi", pa.array(needle.astype(np.uint64)))
-    keyed = keyed.set_column(1, "lo", pa.array(np.zeros(len(needle), dtype=np.uint64)))
-    summed = added_up(keyed)
-    return summed.column("hi").to_numpy().astype(np.int64), summed
+    hashes = found.needle.view(np.uint64), np.zeros(len(found), dtype=np.uint64)
+    rows = pa.record_batch([*hashes, *map(found.column, SUMMARY_SCHEMA.names[2:])], schema=SUMMARY_SCHEMA)
+    if (found.needle[1:] == found.needle[:-1]).any():
+        rows = added_up(rows)
+    return rows.column("hi").to_numpy().astype(np.int64), rows
 
 
 def find_each(runs: Sequence[Run], keys: Collection[int], limit: int) -> dict[int, Summary] | None:
     """What is known of a few keys, by their 128-bit hashes. None where that is more than `limit` rows."""
     ordered = sorted(keys)
     hi, lo = halves(ordered)
-    found: dict[int, Summary] = {}
-    for run in runs:
-        for needles, rows in run.find(hi, lo):
-            limit -= len(needles)
-            if limit < 0:
-                return None
-            columns = [column.to_pylist() for column in rows.columns[2:]]
-            for needle, unit, count, positive, negative, *rest in zip(needles.tolist(), *columns, strict=True):
-                summary = found.setdefault(ordered[needle], Summary())
-                summary.add(unit, count, units_of(positive), units_of(negative), *rest)
-    return found
+    found = search(runs, hi, lo)
+    if len(found) > limit:
+        return None
+    summaries: dict[int, Summary] = {}
+    if len(found):
+        columns = [found.column(name).to_pylist() for name in SUMMARY_SCHEMA.names[2:]]
+        for needle, unit, count, positive, negative, *rest in zip(found.needle.tolist(), *columns, strict=True):
+            summary = summaries.setdefault(ordered[needle], Summary())
+            summary.add(unit, count, units_of(positive), units_of(negative), *rest)
+    return summaries
 
 
 def _nothing() -> pa.RecordBatch:

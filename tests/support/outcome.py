@@ -80,7 +80,7 @@ def _in_memory(store: Store) -> Iterator[Any]:
     for hot in (view.frozen, view.active):
         yield repr((hot.rows, hot.bytes, len(hot.fresh), hot.small_commits, hot.small_rows)).encode()
         yield from _columns(batch for table in hot.tables for batch in table.to_batches())
-        yield from _columns(batch for run in (*hot.index, *hot.summaries) for batch in run.batches())
+        yield from _columns(batch for run in (*hot.index, *hot.summaries) for batch in run.pages)
 
 
 def _log(log: Log) -> str:

@@ -17,6 +17,7 @@ from store import kernels
 from store.canonical import render_records
 from store.hashing import Hasher
 from store.runs import Run
+from store.search import search
 
 LINES = [
     b'{"recordId":"rec-1","time":"2024-03-01T12:00:00.123456Z","sourceId":"s","destinationId":"dest","type":"positive",'
@@ -74,7 +75,14 @@ def main() -> None:
         ordered = keys[kernels.argsort(keys)]
         run = Run([pa.record_batch([ordered, ordered], names=["hi", "lo"])])
         asked = np.sort(np.concatenate([keys, keys + np.uint64(1), keys - np.uint64(1)]))
-        assert sum(len(needles) for needles, _ in run.find(asked, asked)) >= size
+        found = search([run, run], asked, asked)
+        assert len(found) >= 2 * size
+        assert found.numbers("lo").tolist() == asked[found.needle].tolist()
+    texts = pa.array(["a" * (number % 70) for number in range(1_000)])
+    rows_of = pa.record_batch([np.arange(1_000, dtype=np.uint64)] * 2 + [texts], names=["hi", "lo", "text"])
+    pages = Run([rows_of.slice(begin, 100) for begin in range(0, 1_000, 100)])
+    found = search([pages], np.arange(1_000, dtype=np.uint64), np.arange(1_000, dtype=np.uint64)).in_order()
+    assert found.column("text").equals(texts)
     kernels.taken(pa.Table.from_batches([records]), draw.permutation(rows))
     print(len(lines))  # noqa: T201
 

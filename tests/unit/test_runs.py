@@ -10,11 +10,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from store import runs
+from store import kernels, runs
 from store.files import Disk
 from store.flush import write_run
 from store.index import INDEX_SCHEMA, entries, find, sorted_entries
 from store.runs import Run, map_run, merge_ranges
+from store.search import search
 from store.summaries import SUMMARY_SCHEMA, added_up
 
 U64 = npt.NDArray[np.uint64]
@@ -54,7 +55,6 @@ def test_a_look_up_finds_every_row_with_the_hash_and_no_other(
 ) -> None:
     """In one page in memory and in many of a file: the same as a dict."""
     monkeypatch.setattr(runs, "PAGE_ROWS", 200)
-    monkeypatch.setattr(runs, "_BLOCK", 1_000)
     for seed in range(8):
         chance = np.random.Generator(np.random.Philox(seed))
         rows = int(chance.integers(1, 6_000))
@@ -73,7 +73,7 @@ def test_a_look_up_finds_every_row_with_the_hash_and_no_other(
             entries(hi[half:], lo[half:], np.arange(half, rows, dtype=np.uint64), lo[half:]),
         ]
         disk = on_disk(tmp_path, both)
-        assert shape != "uniform" or rows < 1_000 or len(disk.batches()) > 3
+        assert shape != "uniform" or rows < 1_000 or len(disk.pages) > 3
         for found in (
             find([run_of(hi, lo)], questions, other),
             find([disk], questions, other),
@@ -103,26 +103,48 @@ def test_a_file_that_is_read_into_memory_is_refused(tmp_path: Path) -> None:
         map_run(tmp_path / "run", "run")
 
 
-@pytest.mark.parametrize("asked", [1, 8, 9, 700])
+@pytest.mark.parametrize("with_c", [True, False])
+@pytest.mark.parametrize("asked", [1, 8, 700])
 def test_rows_of_many_pages_are_those_that_arrow_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, *, with_c: bool
 ) -> None:
-    """Every column of the summaries, each unit of another length, in an order that no page has."""
+    """Every column of the summaries, each unit of another length, in an order that no page has; of several runs."""
     monkeypatch.setattr(runs, "PAGE_ROWS", 100)
+    if not with_c:
+        monkeypatch.setattr(kernels, "_C", None)
     for seed in range(5):
         chance = np.random.Generator(np.random.Philox(seed))
-        rows = summaries_of(3_000, chance)
-        pages = merge_ranges([Run([rows])], added_up)
+        given = [summaries_of(count, chance) for count in (3_000, 5_000, 10)]
+        pages = merge_ranges([Run([given[0]])], added_up)
         write_run(Disk(fsync=False), tmp_path / "run", "summaries", "run", pages, (0, 0))
+        several = [Run([]), map_run(tmp_path / "run", "run"), *(Run([rows.slice(1)]) for rows in given[1:])]
+        assert len(several[1].pages) > 20
+        whole = pa.Table.from_batches([page for run in several for page in run.pages]).combine_chunks()
+        asked_of = np.sort(chance.integers(0, whole.num_rows, asked))
+        keys = whole.take(pa.array(asked_of)).sort_by("hi").combine_chunks()
+        hi, lo = (keys.column(name).to_numpy() for name in ("hi", "lo"))
+        found = search(several, hi, lo).in_order()
+        assert found.needle.tolist() == list(range(asked))
+        for name in SUMMARY_SCHEMA.names:
+            column = found.column(name)
+            column.validate(full=True)
+            assert column.equals(keys.column(name).chunk(0))
+
+
+def test_a_damaged_run_is_an_error_and_no_other_memory(tmp_path: Path) -> None:
+    """Offsets of strings that point elsewhere, in a file whose checksum nobody has looked at yet."""
+    rows = summaries_of(100, np.random.Generator(np.random.Philox(1)))
+    write_run(Disk(fsync=False), tmp_path / "run", "summaries", "run", [rows], (0, 0))
+    data = bytearray((tmp_path / "run").read_bytes())
+    offsets = np.frombuffer(rows.column("unit").buffers()[1], np.int32)[:101].tobytes()
+    at = data.index(offsets)
+    for damage in (1 << 30, -5):
+        data[at + 200 : at + 204] = np.int32(damage).tobytes()
+        (tmp_path / "run").write_bytes(data)
         run = map_run(tmp_path / "run", "run")
-        assert len(run.batches()) > 20
-        wanted = chance.integers(0, run.rows, asked)
-        whole = pa.Table.from_batches(run.batches()).combine_chunks()
-        page_of = np.repeat(np.arange(len(run.batches())), [page.num_rows for page in run.batches()])
-        row_of = np.concatenate([np.arange(page.num_rows) for page in run.batches()])
-        found = run.taken(page_of[wanted], row_of[wanted])
-        found.validate(full=True)
-        assert pa.Table.from_batches([found]).equals(whole.take(pa.array(wanted)))
+        hi, lo = (rows.column(name).to_numpy() for name in ("hi", "lo"))
+        with pytest.raises(pa.ArrowInvalid, match="do not lie where its offsets say"):
+            search([run], hi, lo).column("unit")
 
 
 def summaries_of(count: int, chance: np.random.Generator) -> pa.RecordBatch:

@@ -121,7 +121,7 @@ def _kept(store: Store) -> Any:
         known.append(found and found.to_pylist())
     view = store.settle()
     summaries = [run for hot in (view.active, view.frozen) for run in hot.summaries] + list(view.summaries)
-    tables = [pa.Table.from_batches(run.batches(), SUMMARY_SCHEMA) for run in summaries]
+    tables = [pa.Table.from_batches(run.pages, SUMMARY_SCHEMA) for run in summaries]
     told = pa.concat_tables([SUMMARY_SCHEMA.empty_table(), *tables])
     keys = ["hi", "lo", "unit"]
     sums = told.group_by(keys).aggregate([(name, "sum") for name in ("count", "positive", "negative")])

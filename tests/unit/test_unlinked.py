@@ -18,7 +18,7 @@ from tests.support.direct import Direct, open_store, record_of
 def written(path: Path) -> Run:
     """A run of a thousand hashes in a file."""
     hi = np.arange(1_000, dtype=np.uint64)
-    write_run(Disk(fsync=False), path, "index", "run", entries(hi, hi, hi, hi).batches(), (0, 0))
+    write_run(Disk(fsync=False), path, "index", "run", entries(hi, hi, hi, hi).pages, (0, 0))
     return map_run(path, "run")
 
 
