@@ -12,9 +12,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from store import kernels
 from store.sums import I64
 
-__all__ = ["Codes", "changed", "changes", "folded", "numbers", "ranks"]
+__all__ = ["Codes", "changed", "changes", "folded", "numbers", "order_of", "ranks"]
 
 Codes = tuple[I64, int]
 """Numbers from 0 on, one for each row, and a number above all of them."""
@@ -53,6 +54,12 @@ def folded(*columns: Codes) -> I64:
             size = len(distinct)
         key, size = key * count + codes, size * count
     return key
+
+
+def order_of(keys: I64) -> I64:
+    """The order in which keys that are not negative ascend, equal ones as they stand."""
+    bits = max(int(keys.max(initial=0)).bit_length(), 1)
+    return kernels.argsort(keys.view(np.uint64) << np.uint64(64 - bits))  # which looks at the upper bits first
 
 
 def changes(values: I64) -> I64:

@@ -17,6 +17,7 @@ import errno
 import logging
 import math
 import sqlite3
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ class Sealed(Protocol):
 
 
 class Compaction:
-    """The compaction of one open store."""
+    """The compaction of one open store. A merge takes its `turn`."""
 
     def __init__(
         self,
@@ -98,6 +99,7 @@ class Compaction:
         locks: PartitionLocks,
         settings: CompactionSettings,
         sealed: Sealed,
+        turn: threading.Lock,
     ) -> None:
         self.counters = CompactionCounters()
         self._disk = disk
@@ -107,6 +109,7 @@ class Compaction:
         self._locks = locks
         self._settings = settings
         self._sealed = sealed
+        self._turn = turn
         self._pending: list[Swap] = []
         self._retired = [(-math.inf, path) for path in _left(root)]
         self._newest: dict[int, tuple[int, float]] = {}
@@ -236,7 +239,8 @@ class Compaction:
         """The merged file of one partition; None where a file is damaged, and the partition is left as it is."""
         directory = day_directory(files[0].day)
         try:
-            row = merge(files, self._root / staged / Path(target).name, target, how)
+            with self._turn:
+                row = merge(files, self._root / staged / Path(target).name, target, how)
         except CorruptionError as error:
             self._leave(directory, (file.name for file in files), staged, str(error))
             return None

@@ -20,7 +20,7 @@ import xxhash
 
 from store import kernels
 from store.catalog import FileRow
-from store.codes import changes, folded, numbers, ranks
+from store.codes import changes, folded, numbers, order_of, ranks
 from store.errors import MEND, CorruptionError
 from store.schema import STORED
 from store.sums import I64
@@ -87,10 +87,10 @@ def _sorted(rows: pa.Table) -> tuple[I64, I64]:
     days, first = numbers(day)
     destinations, _ = ranks(rows.column("destinationId"))
     key = folded(days, destinations, (times - day * _DAY_US, _DAY_US))
-    order = np.argsort(key)
-    ordered = key[order]
-    if (ordered[1:] == ordered[:-1]).any():
-        order = np.lexsort((rows.column("seq").to_numpy(), key))
+    order, seqs = order_of(key), rows.column("seq").to_numpy()
+    equal = np.flatnonzero(key[order[1:]] == key[order[:-1]])
+    if (seqs[order[equal]] > seqs[order[equal + 1]]).any():  # not in a flush, whose rows come by seq
+        order = np.lexsort((seqs, key))
     return order, days[0][order] + first
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from store.codes import changes, folded, numbers, ranks
+from store.codes import changes, folded, numbers, order_of, ranks
 from store.runs import TIER_RUNS
 from store.schema import SCALE
 from store.sums import I64, from_limbs, group_sums, limbs
@@ -112,7 +112,7 @@ def _grouped(hour: I64, rows: pa.Table) -> tuple[I64, I64, list[pa.Array]]:
     (destinations, count), names = ranks(rows.column("destinationId"))
     units, unit_names = ranks(rows.column("unit"))
     key = folded(hours, (destinations, count), units)
-    order = np.argsort(key)
+    order = order_of(key)
     starts = changes(key[order])
     head = order[starts]
     places = pa.array(destinations[head]), pa.array(units[0][head])

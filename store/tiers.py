@@ -40,13 +40,22 @@ class _StoppedError(Exception):
 
 
 class Tiers:
-    """The runs of one open store, those that `rows` describe at first."""
+    """The runs of one open store, those that `rows` describe at first. A merge takes its `turn`."""
 
-    def __init__(self, disk: Disk, root: Path, catalog: Catalog, rows: Sequence[RunRow], runs: Runs) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        root: Path,
+        catalog: Catalog,
+        rows: Sequence[RunRow],
+        runs: Runs,
+        turn: threading.Lock,
+    ) -> None:
         self._disk = disk
         self._root = root
         self._catalog = catalog
         self._runs = runs
+        self._turn = turn
         self._lock = threading.Lock()
         self._rows = tuple(rows)
         self._unlinked = Unlinked(disk)
@@ -80,7 +89,8 @@ class Tiers:
             if not chosen:
                 continue
             try:
-                merged = self._merged(kind, chosen)
+                with self._turn:
+                    merged = self._merged(kind, chosen)
             except _StoppedError:
                 return False
             except (OSError, sqlite3.OperationalError) as error:

@@ -107,7 +107,7 @@ def test_a_merge_is_given_up_at_a_stop(store: Store, monkeypatch: pytest.MonkeyP
     assert not merger.alive and merger.problem is None
     assert names(store) == before
     assert sorted(store.root.glob("internal/*/*.arrow")) == on_disk
-    again = Tiers(store.disk, store.root, store._catalog, store.tiers.rows, store)
+    again = Tiers(store.disk, store.root, store._catalog, store.tiers.rows, store, threading.Lock())
     assert again.merge_once()
 
 
