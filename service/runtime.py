@@ -183,7 +183,6 @@ class Lake:
         self.committer.stop()
         self.forwarder.stop(_GRACE_S)
         self.inbox.stop()  # what it waited for, where no flush made room, has its answer now
-        self.store.tiers.stop()  # gives up its turn, which a compaction may wait for
         self.compactor.stop()
         self.scrubber.stop()
         self.merger.stop()

@@ -88,7 +88,7 @@ class Sealed(Protocol):
 
 
 class Compaction:
-    """The compaction of one open store. A merge takes its `turn`."""
+    """The compaction of one open store. It goes on while `idle` is set: merges of runs go first."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Compaction:
         locks: PartitionLocks,
         settings: CompactionSettings,
         sealed: Sealed,
-        turn: threading.Lock,
+        idle: threading.Event,
     ) -> None:
         self.counters = CompactionCounters()
         self._disk = disk
@@ -109,7 +109,7 @@ class Compaction:
         self._locks = locks
         self._settings = settings
         self._sealed = sealed
-        self._turn = turn
+        self._idle = idle
         self._pending: list[Swap] = []
         self._retired = [(-math.inf, path) for path in _left(root)]
         self._newest: dict[int, tuple[int, float]] = {}
@@ -223,7 +223,7 @@ class Compaction:
             for name in staged:
                 self._remove(self._root / name)
             self._disk.make_directories([self._root / name for name in staged])
-            how = Merging(self._disk, self._settings.memory, self._stop)
+            how = Merging(self._disk, self._settings.memory, self._stop, self._idle)
             found = [self._merged(*merging, how) for merging in zip(chosen, targets, staged, strict=True)]
             swaps = [swap for swap in found if swap is not None]
             overlapped(self._disk.sync_file, [self._root / swap.staged / Path(swap.file.name).name for swap in swaps])
@@ -239,8 +239,7 @@ class Compaction:
         """The merged file of one partition; None where a file is damaged, and the partition is left as it is."""
         directory = day_directory(files[0].day)
         try:
-            with self._turn:
-                row = merge(files, self._root / staged / Path(target).name, target, how)
+            row = merge(files, self._root / staged / Path(target).name, target, how)
         except CorruptionError as error:
             self._leave(directory, (file.name for file in files), staged, str(error))
             return None

@@ -126,11 +126,17 @@ class Store:
             summaries=tuple(runs["summaries"]),
             rollups=tuple(runs["rollups"]),
         )
-        turn = threading.Lock()  # one merge at a time, of runs or of Parquet files: for their memory, and for the disk
-        self.tiers = Tiers(self.disk, self.root, self._catalog, catalog.runs, self, turn)
+        self.tiers = Tiers(self.disk, self.root, self._catalog, catalog.runs, self)
         self._locks = PartitionLocks()
         self.compaction = Compaction(
-            self.disk, self.root, self._catalog, self._links, self._locks, self.settings.compaction, self, turn
+            self.disk,
+            self.root,
+            self._catalog,
+            self._links,
+            self._locks,
+            self.settings.compaction,
+            self,
+            self.tiers.idle,
         )
         self.write_committed()
 

@@ -1,7 +1,8 @@
 """The runs on disk, merged in tiers: the runs of a full size class become one of the next.
 
 A merged run is written where it will stand, synced in steps, and counts from the transaction of the catalog on; a file
-that the catalog does not name is removed by the next start. Flushes go on beside a merge, and add runs.
+that the catalog does not name is removed by the next start. Flushes go on beside a merge, and add runs; what becomes
+due meanwhile and is less work is merged in between, so that few runs wait for the end of a merge that takes a minute.
 
 One thread calls `merge_once`.
 """
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from store.catalog import Catalog, RunRow
-from store.errors import DiskFullError
+from store.errors import DiskFullError, OncelakeError
 from store.files import Disk, is_disk_full
 from store.flush import write_run
 from store.kinds import KINDS, opened
@@ -40,7 +41,10 @@ class _StoppedError(Exception):
 
 
 class Tiers:
-    """The runs of one open store, those that `rows` describe at first. A merge takes its `turn`."""
+    """The runs of one open store, those that `rows` describe at first.
+
+    `idle` is set while nothing is merged.
+    """
 
     def __init__(
         self,
@@ -49,17 +53,18 @@ class Tiers:
         catalog: Catalog,
         rows: Sequence[RunRow],
         runs: Runs,
-        turn: threading.Lock,
     ) -> None:
         self._disk = disk
         self._root = root
         self._catalog = catalog
         self._runs = runs
-        self._turn = turn
         self._lock = threading.Lock()
         self._rows = tuple(rows)
         self._unlinked = Unlinked(disk)
         self._stopping = threading.Event()
+        self._busy: set[str] = set()
+        self.idle = threading.Event()
+        self.idle.set()
 
     @property
     def rows(self) -> tuple[RunRow, ...]:
@@ -84,29 +89,46 @@ class Tiers:
         `DiskFullError`: everything is as it was, and it may be tried again.
         """
         self._unlinked.free()
+        due = self._due()
+        if due is None:
+            return False
+        self.idle.clear()
+        try:
+            self._merge(*due)
+        except _StoppedError:
+            return False
+        finally:
+            self._busy.clear()
+            self.idle.set()
+        return True
+
+    def _due(self) -> tuple[str, list[RunRow]] | None:
+        """A kind, and what of it is to be merged now: the least work first. Neighbours of what is busy are not."""
+        found = []
         for kind in KINDS:
-            chosen = KINDS[kind].to_merge([row for row in self._rows if row.kind == kind])
-            if not chosen:
-                continue
-            try:
-                with self._turn:
-                    merged = self._merged(kind, chosen)
-            except _StoppedError:
-                return False
-            except (OSError, sqlite3.OperationalError) as error:
-                if is_disk_full(error):
-                    raise DiskFullError(f"no room on the device of {self._root} to merge runs of the {kind}") from error
-                raise
-            gone = {row.name for row in chosen}
-            run = opened(self._root, merged)
-            self._exchange(gone, [merged])
-            before = self._runs.exchange_runs(kind, gone, run)
-            self._unlinked.remove({self._root / old.name: old for old in before})
-            return True
-        return False
+            rows = [row for row in self._rows if row.kind == kind]
+            chosen = KINDS[kind].to_merge([row for row in rows if row.name not in self._busy])
+            if chosen and (kind != "rollups" or self._busy.isdisjoint(row.name for row in rows)):
+                found.append((kind, chosen))
+        return min(found, key=lambda due: _size(due[1]), default=None)
+
+    def _merge(self, kind: str, chosen: Sequence[RunRow]) -> None:
+        """A new run in the place of these, for everybody."""
+        gone = {row.name for row in chosen}
+        self._busy |= gone
+        try:
+            merged = self._merged(kind, chosen)
+        except (OSError, sqlite3.OperationalError) as error:
+            if is_disk_full(error):
+                raise DiskFullError(f"no room on the device of {self._root} to merge runs of the {kind}") from error
+            raise
+        run = opened(self._root, merged)
+        self._exchange(gone, [merged])
+        before = self._runs.exchange_runs(kind, gone, run)
+        self._unlinked.remove({self._root / old.name: old for old in before})
 
     def _merged(self, kind: str, chosen: Sequence[RunRow]) -> RunRow:
-        """A new run in the place of these, durable and in the catalog. Their files are the caller's to remove."""
+        """A new run, durable and in the catalog. The files of the others are the caller's to remove."""
         for row in chosen:
             if (error := condemned(self._disk, self._root, row, Pace(stopping=self._stopping))) is not None:
                 raise error
@@ -115,7 +137,7 @@ class Tiers:
         seqs = (min(row.min_seq for row in chosen), max(row.max_seq for row in chosen))
         try:
             merged = write_run(self._disk, path, kind, name, self._pages(kind, chosen), seqs)
-        except (OSError, _StoppedError):
+        except (OSError, OncelakeError, _StoppedError):
             with contextlib.suppress(OSError):
                 self._disk.remove(path)
             raise
@@ -124,19 +146,25 @@ class Tiers:
         return merged
 
     def _pages(self, kind: str, chosen: Sequence[RunRow]) -> Iterator[pa.RecordBatch]:
-        """The pages of the merged run, until it is to stop."""
+        """The pages of the merged run, until it is to stop. Smaller merges that become due are made in between."""
         for page in KINDS[kind].merged([KINDS[kind].map(self._root / row.name, row) for row in chosen]):
             if self._stopping.is_set():
                 raise _StoppedError
             yield page
+            while (due := self._due()) is not None and _size(due[1]) < _size(chosen):
+                self._merge(*due)
 
     def _exchange(self, gone: Collection[str], rows: Sequence[RunRow]) -> None:
         with self._lock:
             self._rows = (*(row for row in self._rows if row.name not in gone), *rows)
 
 
+def _size(rows: Sequence[RunRow]) -> int:
+    return sum(row.rows for row in rows)
+
+
 def _merged_name(chosen: Sequence[RunRow]) -> str:
     """That of the newest run, one merge further: never a name that one of them has, whatever the rows add up to."""
     parts = [Path(row.name).stem.split(".") for row in chosen]
     merges = [int(rest[0].split("-")[0]) for _, *rest in parts if rest and rest[0][0].isdigit()]
-    return f"{max(parts)[0]}.{max(merges, default=0) + 1}-{sum(row.rows for row in chosen)}.arrow"
+    return f"{max(parts)[0]}.{max(merges, default=0) + 1}-{_size(chosen)}.arrow"

@@ -8,12 +8,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from ingest.merger import Merger
 from store import tiers
+from store.catalog import RunRow
 from store.errors import DiskFullError
+from store.files import Disk
 from store.kinds import KINDS
 from store.store import Store
 from store.tiers import Tiers
@@ -94,6 +98,41 @@ def test_flushes_go_on_beside_a_merge(store: Store, monkeypatch: pytest.MonkeyPa
     again.close()
 
 
+def test_smaller_merges_do_not_wait_for_the_end_of_a_large_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are made between its pages, of its own kind too; rollups of the same range are never merged twice."""
+    made: list[tuple[str, int]] = []
+    committer = Direct(store)
+    for number in range(4, 7):
+        flush(store, committer, number)
+    write: Callable[..., Any] = tiers.write_run
+    flushed = iter(range(7, 15))
+
+    def watched(disk: Disk, path: Path, kind: str, name: str, pages: Iterator[pa.RecordBatch], *rest: object) -> RunRow:
+        def flushing() -> Iterator[pa.RecordBatch]:
+            for page in pages:
+                if kind == "index" and not any(kind == "index" for kind, _ in made):
+                    for _, number in zip(range(4), flushed, strict=False):
+                        flush(store, committer, number)
+                yield page
+
+        row: RunRow = write(disk, path, kind, name, flushing(), *rest)
+        made.append((kind, row.rows))
+        return row
+
+    monkeypatch.setattr(tiers, "write_run", watched)
+    while not any(kind == "index" for kind, _ in made):
+        assert store.tiers.merge_once()
+    sizes = [rows for kind, rows in made if kind == "index"]
+    assert sizes == [4, 4, 7], made
+    assert store.tiers.idle.is_set()
+    while store.tiers.merge_once():
+        pass
+    assert names(store)[0] == names(store)[1]
+    copy = store.root.with_name("copy")
+    shutil.copytree(store.root, copy)
+    assert verify(copy).differences == []
+
+
 def test_a_merge_is_given_up_at_a_stop(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it has written is removed, and a later merge makes it anew."""
     before = names(store)
@@ -107,7 +146,7 @@ def test_a_merge_is_given_up_at_a_stop(store: Store, monkeypatch: pytest.MonkeyP
     assert not merger.alive and merger.problem is None
     assert names(store) == before
     assert sorted(store.root.glob("internal/*/*.arrow")) == on_disk
-    again = Tiers(store.disk, store.root, store._catalog, store.tiers.rows, store, threading.Lock())
+    again = Tiers(store.disk, store.root, store._catalog, store.tiers.rows, store)
     assert again.merge_once()
 
 
