@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 __all__ = ["Server", "free_port", "redis_server"]
@@ -60,9 +61,13 @@ class Server:
             self._process.wait(_START_S)
 
     def freeze(self) -> None:
-        """It keeps its connections and does nothing."""
+        """It keeps its connections and does nothing: none of its threads, once they have all come to a stop."""
         assert self._process is not None
         os.killpg(self._process.pid, signal.SIGSTOP)
+        end = time.monotonic() + _START_S
+        while not all(state in "TZ" for state in _states(self._process.pid)):
+            assert time.monotonic() < end, "it does not stop"
+            time.sleep(0.005)
 
     def thaw(self) -> None:
         """It goes on."""
@@ -81,6 +86,15 @@ class Server:
 
     def __exit__(self, *error: object) -> None:
         self.stop()
+
+
+def _states(group: int) -> Iterator[str]:
+    """Of the threads of a process group."""
+    for stat in Path("/proc").glob("[0-9]*/task/[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group:
+                yield state
 
 
 def program(name: str, package: str) -> str:
