@@ -17,7 +17,6 @@ import errno
 import logging
 import math
 import sqlite3
-import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from store.links import Links
 from store.merging import Merging, merge
 from store.parquet import day_directory
 from store.snapshot import SealedFile
+from store.tiers import Tiers
 
 __all__ = ["COMPACTION", "Compaction", "CompactionCounters", "CompactionSettings", "recover_swaps"]
 
@@ -43,6 +43,9 @@ logger = logging.getLogger("oncelake.compaction")
 
 COMPACTION = "internal/compaction"
 """Where new directories are made, and old ones stay for a while."""
+
+_LOOK_S = 0.1
+"""How often one that waits looks whether it is to stop."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Sealed(Protocol):
 
 
 class Compaction:
-    """The compaction of one open store. It goes on while `idle` is set: merges of runs go first."""
+    """The compaction of one open store. Merges of runs, those of `tiers`, go first."""
 
     def __init__(
         self,
@@ -99,7 +102,7 @@ class Compaction:
         locks: PartitionLocks,
         settings: CompactionSettings,
         sealed: Sealed,
-        idle: threading.Event,
+        tiers: Tiers,
     ) -> None:
         self.counters = CompactionCounters()
         self._disk = disk
@@ -109,7 +112,7 @@ class Compaction:
         self._locks = locks
         self._settings = settings
         self._sealed = sealed
-        self._idle = idle
+        self._tiers = tiers
         self._pending: list[Swap] = []
         self._retired = [(-math.inf, path) for path in _left(root)]
         self._newest: dict[int, tuple[int, float]] = {}
@@ -223,7 +226,7 @@ class Compaction:
             for name in staged:
                 self._remove(self._root / name)
             self._disk.make_directories([self._root / name for name in staged])
-            how = Merging(self._disk, self._settings.memory, self._stop, self._idle)
+            how = Merging(self._disk, self._settings.memory, self._stop)
             found = [self._merged(*merging, how) for merging in zip(chosen, targets, staged, strict=True)]
             swaps = [swap for swap in found if swap is not None]
             overlapped(self._disk.sync_file, [self._root / swap.staged / Path(swap.file.name).name for swap in swaps])
@@ -239,7 +242,10 @@ class Compaction:
         """The merged file of one partition; None where a file is damaged, and the partition is left as it is."""
         directory = day_directory(files[0].day)
         try:
-            row = merge(files, self._root / staged / Path(target).name, target, how)
+            while not self._tiers.idle.wait(_LOOK_S):
+                self._stop.check()
+            with self._tiers.turn:
+                row = merge(files, self._root / staged / Path(target).name, target, how)
         except CorruptionError as error:
             self._leave(directory, (file.name for file in files), staged, str(error))
             return None

@@ -8,7 +8,6 @@ their ranges and sums of a hash over all columns.
 from __future__ import annotations
 
 import contextlib
-import threading
 from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,9 +44,6 @@ _MOST_ROWS = 32_768
 _FEW_VALUES = ("sourceId", "destinationId", "type", "unit")
 """Columns that are read as dictionaries, in a third of the time; that of `reference` may be as long as the column."""
 
-_LOOK_S = 0.1
-"""How often one that waits looks whether it is to stop."""
-
 _HASHER = Hasher(b"")
 
 _Key = tuple[bytes, int, int]
@@ -55,18 +51,11 @@ _Key = tuple[bytes, int, int]
 
 @dataclass(frozen=True)
 class Merging:
-    """How merges are made: on `disk`, within about so many bytes of `memory`, while it `goes`, until `stop` is set."""
+    """How merges are made: on `disk`, within about so many bytes of `memory`, until `stop` is set."""
 
     disk: Disk
     memory: int
     stop: Stop
-    goes: threading.Event | None = None
-
-    def go_on(self) -> None:
-        """Wait while something else goes first; raise after a stop."""
-        self.stop.check()
-        while self.goes is not None and not self.goes.wait(_LOOK_S):
-            self.stop.check()
 
 
 def merge(files: Sequence[SealedFile], path: Path, name: str, how: Merging) -> FileRow:
@@ -76,7 +65,7 @@ def merge(files: Sequence[SealedFile], path: Path, name: str, how: Merging) -> F
     written is not what they hold; `duckdb.InterruptException` after a stop.
     """
     for file in files:
-        how.go_on()
+        how.stop.check()
         _check(file)
     before, after = _Facts(), _Facts()
     with partition_writer(path, _span(files)) as writer:
@@ -85,7 +74,7 @@ def merge(files: Sequence[SealedFile], path: Path, name: str, how: Merging) -> F
             writer.write(rows)
             growing.grown()
     for rows in _stored(path, _MOST_ROWS):
-        how.go_on()
+        how.stop.check()
         after.add(rows)
     give_back_memory()
     if before != after or after.rows != sum(file.rows for file in files):
@@ -179,7 +168,7 @@ def _merged(files: Sequence[SealedFile], facts: _Facts, how: Merging) -> Iterato
             rows = min(max(int(share * file.rows), _LEAST_ROWS), _MOST_ROWS)
             sources.append(opened.enter_context(contextlib.closing(_Source(file, rows, facts))))
         while sources := [source for source in sources if source.rows]:
-            how.go_on()
+            how.stop.check()
             bound = min(source.last() for source in sources)
             given = pa.concat_tables([source.until(bound) for source in sources])
             if not given.num_rows:

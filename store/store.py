@@ -136,7 +136,7 @@ class Store:
             self._locks,
             self.settings.compaction,
             self,
-            self.tiers.idle,
+            self.tiers,
         )
         self.write_committed()
 

@@ -43,7 +43,8 @@ class _StoppedError(Exception):
 class Tiers:
     """The runs of one open store, those that `rows` describe at first.
 
-    `idle` is set while nothing is merged.
+    `idle` is set while nothing is merged, or waits to be. A merge takes its `turn`, as one of Parquet files does: one at
+    a time, for their memory.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Tiers:
         self._unlinked = Unlinked(disk)
         self._stopping = threading.Event()
         self._busy: set[str] = set()
+        self.turn = threading.Lock()
         self.idle = threading.Event()
         self.idle.set()
 
@@ -94,7 +96,8 @@ class Tiers:
             return False
         self.idle.clear()
         try:
-            self._merge(*due)
+            with self.turn:
+                self._merge(*due)
         except _StoppedError:
             return False
         finally:

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -384,6 +385,28 @@ def test_a_merge_under_way_is_given_up_at_a_stop(tmp_path: Path, rows: int) -> N
     assert [path.name for path in (tmp_path / "data" / COMPACTION).iterdir()] == []
     assert len(lake.store.files) == 2
     assert lake.store.compaction.counters.failures == 0
+    lake.store.close()
+
+
+def test_merges_of_runs_go_first(tmp_path: Path) -> None:
+    """A compaction waits for one that waits or is under way, and is given up at a stop meanwhile."""
+    lake = Compacted(tmp_path / "data", rest_s=0.0)
+    for number in range(2):
+        lake.flush(number, number + 1, time=START_US)
+    tiers = lake.store.tiers
+    with ThreadPoolExecutor(1) as pool:
+        tiers.idle.clear()
+        compacting = pool.submit(lake.compact)
+        assert not wait([compacting], 0.3).done
+        with tiers.turn:
+            tiers.idle.set()
+            assert not wait([compacting], 0.3).done
+        assert compacting.result(20) == 1
+        lake.flush(2, 4, time=START_US)
+        tiers.idle.clear()
+        compacting = pool.submit(lake.compact)
+        lake.store.compaction.stop()
+        assert compacting.result(20) == 0
     lake.store.close()
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import threading
-from concurrent.futures import ThreadPoolExecutor, wait
 from decimal import Decimal
 from pathlib import Path
 from random import Random
 
-import duckdb
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -130,22 +127,6 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     gone.path.unlink()
     with pytest.raises(CorruptionError, match=r"2\.parquet cannot be read"):
         merge([file, gone], tmp_path / "merged", "merged", Merging(Disk(), 1, Stop()))
-
-
-def test_a_merge_waits_for_what_goes_first(tmp_path: Path) -> None:
-    """And is given up at a stop meanwhile."""
-    file = sealed(tmp_path / "1.parquet", records(Random(1), 1, 10, ["a"]), (1, 10))
-    goes, stop = threading.Event(), Stop()
-    with ThreadPoolExecutor(1) as pool:
-        merging = pool.submit(merge, [file], tmp_path / "merged", "merged", Merging(Disk(), 1, stop, goes))
-        assert not wait([merging], 0.3).done
-        goes.set()
-        assert merging.result(20).rows == 10
-        goes.clear()
-        merging = pool.submit(merge, [file], tmp_path / "merged", "merged", Merging(Disk(), 1, stop, goes))
-        stop.set()
-        with pytest.raises(duckdb.InterruptException):
-            merging.result(20)
 
 
 def test_only_what_repeats_has_a_dictionary(tmp_path: Path) -> None:
