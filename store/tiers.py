@@ -43,8 +43,8 @@ class _StoppedError(Exception):
 class Tiers:
     """The runs of one open store, those that `rows` describe at first.
 
-    `idle` is set while nothing is merged, or waits to be. A merge takes its `turn`, as one of Parquet files does: one at
-    a time, for their memory.
+    `idle` is set while nothing is merged, or waits to be. A merge takes its `turn`, as one of Parquet files does, so
+    that they need not have their memory at once.
     """
 
     def __init__(
