@@ -6,41 +6,24 @@ Right after a start it reads the runs, as fast as it can; from then on runs and 
 
 from __future__ import annotations
 
-import logging
-import threading
-
+from ingest.worker import Worker
 from store.errors import CorruptionError
 from store.rot import Pace, condemned, prove
 from store.store import Store
 
 __all__ = ["Scrubber"]
 
-logger = logging.getLogger("oncelake.scrubber")
-
 _REST_S = 60.0
 """Between two passes at least."""
 
 
-class Scrubber:
+class Scrubber(Worker):
     """Scrubs a store. `passes` counts the passes that are done, `problem` is what the last one could not read."""
 
     def __init__(self, store: Store, interval_s: float) -> None:
-        self._store = store
+        super().__init__(store, "scrubber", "scrub")
         self._interval_s = interval_s
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="scrubber", daemon=True)
-        self.problem: str | None = None
         self.passes = 0
-
-    def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread at once."""
-        self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
 
     def check_runs(self, pace: Pace) -> OSError | None:
         """Read all runs. A damaged one ends the service: the next start makes it anew. Why one could not be read."""
@@ -79,7 +62,7 @@ class Scrubber:
         self._tell(next(filter(None, unread), None))
 
     def _fail(self, error: CorruptionError) -> None:
-        logger.critical("%s", error)
+        self._logger.critical("%s", error)
         self._store.failure = self._store.failure or error
 
     def _run(self) -> None:
@@ -90,4 +73,4 @@ class Scrubber:
     def _tell(self, unread: OSError | None) -> None:
         self.problem = None if unread is None else f"the scrub cannot read: {unread}"
         if unread is not None:
-            logger.warning("%s", self.problem)
+            self._logger.warning("%s", self.problem)

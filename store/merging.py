@@ -132,7 +132,7 @@ class _Source:
         end = bisect_right(range(self.rows), bound, key=self._key)
         given = self._rest.slice(0, end)
         self._keep(self._rest.slice(end))
-        if self.rows <= self._few:  # more than one record in hand, so that ranges are not cut into slivers
+        if self.rows <= self._few:  # before the last one is given away, or ranges would be cut into slivers
             self._take_next()
         return given
 

@@ -147,9 +147,9 @@ class PartitionWriter:
 
 
 def _repeated(rows: pa.Table) -> list[str]:
-    """The columns that are written with a dictionary: of a sample of the rows two have the same value.
+    """The columns that are written with a dictionary: a sample has each of their values twice or more, in the mean.
 
-    One of values that hardly repeat takes three times as long to write, and more room.
+    A dictionary of values that hardly repeat takes three times as long to write, and more room.
     """
     sample = rows.take(np.arange(0, rows.num_rows, max(1, rows.num_rows // _SAMPLE_ROWS)))
     return [name for name in _REPEATING if 2 * len(sample.column(name).unique()) <= len(sample)]

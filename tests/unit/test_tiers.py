@@ -183,7 +183,6 @@ def test_a_full_disk_is_told_and_tried_again(store: Store, monkeypatch: pytest.M
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("ingest.merger._RETRY_S", 0.01)
     monkeypatch.setattr(tiers, "write_run", full)
     with pytest.raises(DiskFullError, match="to merge runs of the index"):
         store.tiers.merge_once()
