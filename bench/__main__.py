@@ -131,7 +131,7 @@ def _write(
     stem.with_suffix(".json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     plotted = ""
     if context.growth:
-        title = f"Bulk NDJSON from the inbox, files of {context.records:,} records: records a second"
+        title = f"Files of {context.records:,} records from the inbox: records a second"
         stem.with_suffix(".svg").write_text(svg(context.growth, title))
         plotted = f"\n![records a second against what is stored]({stem.name}.svg)\n"
     stem.with_suffix(".md").write_text(f"# Benchmarks {stem.name}\n\n{table}{plotted}\n{told}\n")

@@ -32,7 +32,8 @@ class Context:
 
     options: argparse.Namespace
     work: Path
-    growth: list[tuple[int, float]] = field(default_factory=list)
+    growth: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """By form of the files: how many records were stored before each of them, and how many came in a second."""
     _numbers: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -85,5 +86,9 @@ class Context:
         given = self.input(first=first)
         done = service.ingest(given.path, given.path.name, given.records)
         given.path.unlink() if first else None
-        self.growth.append((first, done.rate))
+        self.grown("NDJSON", first, done)
         return done
+
+    def grown(self, form: str, before: int, done: Ingested) -> None:
+        """One more point of the plot."""
+        self.growth.setdefault(form, []).append((before, done.rate))

@@ -57,11 +57,13 @@ def growth(context: Context) -> list[Line]:
                     done = service.ingest(given.path, given.path.name, given.records)
                 given.path.unlink()
                 (data / "processed" / given.path.name).unlink()
+                context.grown("Parquet", stored, done)
                 stored += given.records
                 rates.append(done.rate)
-                context.growth.append((stored, done.rate))
                 say(f"  {stored:,} stored: {done.rate:,.0f} records/s, {_memory(service)}")
+            before_questions = service.peak
             lines += _figures(service, size, rates[-6:-1] or rates, beside)
+            lines.append(Line("growth", f"{size:,} stored: most RssAnon until then", "MiB", [before_questions]))
     lines.append(Line("growth", "most RssAnon of the run", "MiB", [service.peak], target=1024, at_least=False))
     return lines
 
@@ -168,4 +170,4 @@ def _status(service: Service) -> dict[str, int]:
 
 def _memory(service: Service) -> str:
     found = _status(service)
-    return f"RssAnon {found['RssAnon']} MiB, RssFile {found['RssFile']} MiB"
+    return f"RssAnon {found['RssAnon']} MiB (at most {service.peak:,.0f} so far), RssFile {found['RssFile']} MiB"
