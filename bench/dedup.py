@@ -14,7 +14,7 @@ import pyarrow as pa
 from bench.context import Context
 from bench.measure import Line, say
 from store.index import INDEX_SCHEMA, find
-from store.runs import PAGE_ROWS, Run, map_run
+from store.runs import RANGE_ROWS, Run, map_run
 
 __all__ = ["dedup"]
 
@@ -71,7 +71,7 @@ def _index(directory: Path, size: int, draw: np.random.Generator) -> list[Run]:
 
 
 def _pages(rows: int, draw: np.random.Generator) -> Iterator[pa.RecordBatch]:
-    pages = -(-rows // PAGE_ROWS)
+    pages = -(-rows // RANGE_ROWS)
     for page in range(pages):
         count = rows // pages
         low, high = (1 << 64) * page // pages, (1 << 64) * (page + 1) // pages - 1

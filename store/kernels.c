@@ -37,7 +37,7 @@ typedef struct {
 static i128 decimal_at(const u64 *words, i64 row) { return (i128)((u128)words[2 * row + 1] << 64 | words[2 * row]); }
 
 /* One more with every change of what a function takes or does: what was built of another version is not used. */
-i32 kernels_version(void) { return 4; }
+i32 kernels_version(void) { return 5; }
 
 /* ---- JSON to columns ---- */
 
@@ -611,9 +611,10 @@ void sort_keys(i64 rows, const u64 *keys, i64 *order, Keyed *scratch) {
 
 enum { ANCHORS = 512 };
 
-/* A run: page p has size[p] hashes, at hi[p] and lo[p]. Of a page that was asked for many hashes at once, `anchors` keeps
- * every 512th part, ANCHORS + 1 a page, so that it need not be read to be searched. `flags` say of a small run whether
- * hashes may be in it, by their first bits (all but `shift`); NULL where there are none.
+/* A run: page p has size[p] hashes, at hi[p] and lo[p]. Of pages that were asked for hashes, `anchors` keeps every 512th
+ * part, ANCHORS + 1 a page, so that they need not be read to be searched; one question makes those of as many pages as
+ * double its work. `flags` say of a small run whether hashes may be in it, by their first bits (all but `shift`); NULL
+ * where there are none.
  */
 typedef struct {
     const u64 *const *hi, *const *lo;
@@ -691,18 +692,16 @@ static void find_in_run(
     i64 needles, const u64 *hi, const u64 *lo, const i64 *which, const Run *run, i64 base, Places *out
 ) {
     enum { GROUP = 64 };
-    i64 current = 0;
+    i64 current = 0, budget = needles / ANCHORS;
     for (i64 begin = 0; begin < needles; begin += GROUP) {
         i64 many = needles - begin < GROUP ? needles - begin : GROUP;
         i64 of[GROUP], guess[GROUP];
         for (i64 at = 0; at < many; at++) {
             u64 wanted = hi[begin + at];
             while (current + 1 < run->pages && run->first[current + 1] <= wanted) current++;
-            i64 ahead = begin + at + ANCHORS;
-            if (!__atomic_load_n(run->anchored + current, __ATOMIC_RELAXED) && run->size[current] >= ANCHORS &&
-                ahead < needles && wanted >= run->first[current] &&
-                (current + 1 == run->pages || hi[ahead] < run->first[current + 1]))
-                anchor(run, current);
+            if (budget && !__atomic_load_n(run->anchored + current, __ATOMIC_RELAXED) &&
+                run->size[current] >= ANCHORS && wanted >= run->first[current])
+                anchor(run, current), budget--;
             of[at] = current;
             guess[at] = guessed(run, current, wanted);
             __builtin_prefetch(run->hi[current] + guess[at]);

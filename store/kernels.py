@@ -53,7 +53,7 @@ _LINE_BYTES = 64
 _ANCHORS = 512
 """Of a page of a run; as in the C."""
 
-_VERSION = 4
+_VERSION = 5
 """One more with every change of the C, where it stands too: what was built of another one is not loaded."""
 
 _CONTROL = -1

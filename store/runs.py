@@ -21,10 +21,10 @@ import pyarrow as pa
 
 from store import kernels
 
-__all__ = ["PAGE_ROWS", "Run", "map_run", "merge_ranges", "tier_to_merge"]
+__all__ = ["PAGE_ROWS", "RANGE_ROWS", "Run", "map_run", "merge_ranges", "tier_to_merge"]
 
 PAGE_ROWS = 1 << 20
-_RANGE_ROWS = 1 << 17
+RANGE_ROWS = 1 << 17
 """Rows that are merged at once, and become a page: they are copied some times on the way."""
 
 TIER_RUNS = 4
@@ -151,7 +151,7 @@ def merge_ranges(runs: Sequence[Run], combine: Callable[[pa.RecordBatch], pa.Rec
     The hashes are uniform, so equal ranges hold about equally many rows.
     """
     total = sum(run.rows for run in runs)
-    ranges = max(1, -(-total // _RANGE_ROWS))
+    ranges = max(1, -(-total // RANGE_ROWS))
     step = -(-(1 << 64) // ranges)
     for low in range(0, 1 << 64, step):
         pieces = [piece for run in runs for piece in run.between(low, low + step)]
