@@ -22,6 +22,12 @@ _REQUESTS_GO_ON_S = 1.0
 _SHORT_ROWS = 8_192
 """Of files in a short turn, or one piece, whatever its size."""
 
+_GATHERED_S = 0.01
+"""So long the first of several small files waits for others: a commit of many costs little more than one of one."""
+
+_FEW_ROWS, _FEW_FILES = 1_024, 128
+"""With as many records, or files, a commit is worth it at once."""
+
 
 @dataclass(frozen=True)
 class QueueBounds:
@@ -73,7 +79,7 @@ class Queue:
         self._has_failed = has_failed
         self._requests: deque[Job] = deque()
         self._files: deque[Job] = deque()
-        self._request_rows = 0
+        self._request_rows = self._file_rows = 0
         self._requests_were_last = False
         self._requested = -_REQUESTS_GO_ON_S
         self._is_closed = False
@@ -134,7 +140,7 @@ class Queue:
                 )
             job.pieces.extend(pieces())
             (self._files if job.bulk else self._requests).append(job)
-            self._request_rows += 0 if job.bulk else job.rows
+            self._count(job)
             if job.bulk or len(self._requests) == 1:  # for others that wait it has been told already
                 self._wakeup.notify_all()
 
@@ -145,7 +151,13 @@ class Queue:
                 if job.pieces:
                     job.rows = sum(piece.chunk.received for piece in job.pieces)
                 (self._files if job.bulk else self._requests).appendleft(job)
-                self._request_rows += 0 if job.bulk else job.rows
+                self._count(job)
+
+    def _count(self, job: Job) -> None:
+        if job.bulk:
+            self._file_rows += job.rows
+        else:
+            self._request_rows += job.rows
 
     def take(self, timeout_s: float) -> list[Job]:
         """The next group: an exclusive batch alone, requests, or pieces of files, up to the size of a commit.
@@ -156,6 +168,9 @@ class Queue:
         with self._wakeup:
             self._wakeup.wait_for(
                 lambda: self._requests or self._are_files_ready() or (self._is_closed and not self._files), timeout_s
+            )
+            self._wakeup.wait_for(
+                lambda: self._requests or self.is_ending or not self._are_few(), min(timeout_s, _GATHERED_S)
             )
             is_turn_of_files = not self._requests or (self._requests_were_last and self._are_files_ready())
             jobs = self._next_files() if is_turn_of_files else self._next_requests()
@@ -185,6 +200,7 @@ class Queue:
         while self._are_files_ready() and rows < limit and (not rows or rows + self._files[0].rows <= limit):
             jobs.append(self._files.popleft())
             rows += jobs[-1].rows
+        self._file_rows -= rows
         return jobs
 
     def drain(self) -> list[Job]:
@@ -193,7 +209,7 @@ class Queue:
             left = [*self._requests, *self._files]
             self._requests.clear()
             self._files.clear()
-            self._request_rows = 0
+            self._request_rows = self._file_rows = 0
             self._wakeup.notify_all()
         return left
 
@@ -204,7 +220,10 @@ class Queue:
         """
         return bool(self._files) and (self._takes_files() or self.is_ending) and self._files[0].is_prepared
 
+    def _are_few(self) -> bool:
+        """Whether small files wait, and others may follow at once."""
+        return 0 < len(self._files) < _FEW_FILES and self._file_rows < _FEW_ROWS
+
     def _has_room(self, rows: int) -> bool:
-        waiting = sum(job.rows for job in self._files)
-        bounds = self._bounds
+        waiting, bounds = self._file_rows, self._bounds
         return len(self._files) < bounds.bulk_pieces and (not waiting or waiting + rows <= bounds.bulk_rows)
