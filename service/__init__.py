@@ -1,1 +1,5 @@
 """Configuration, wiring and the command line: the only place where objects are put together."""
+
+import os
+
+os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # read when Arrow is loaded; why: `store.memory`

@@ -56,6 +56,7 @@ def test_threads_share_as_many_heaps_as_there_are_cores() -> None:
 
 
 GIVEN_BACK = """
+import service
 import numpy as np, pyarrow as pa
 from store.memory import give_back_memory, resident_bytes, share_memory
 
@@ -81,6 +82,15 @@ def test_what_is_free_is_kept_until_it_is_given_back() -> None:
     assert held > 200 << 20
     assert min(freed, little) > held - (10 << 20)
     assert given < held - (180 << 20)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody is asked for pages of 2 MB")
+def test_pages_of_two_megabytes_are_not_asked_for() -> None:
+    """NumPy asks for them on its own: PR_GET_THP_DISABLE says whether the kernel listens."""
+    asked = "import ctypes; from store.memory import share_memory; prctl = ctypes.CDLL(None).prctl\n"
+    asked += "print(prctl(42, 0, 0, 0, 0)); share_memory(); print(prctl(42, 0, 0, 0, 0))"
+    told = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout
+    assert told.split() == ["0", "1"]
 
 
 class Flushed:
