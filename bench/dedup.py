@@ -67,7 +67,7 @@ def _index(directory: Path, size: int, draw: np.random.Generator) -> list[Run]:
         ):
             for page in _pages(int(size * share), draw):
                 writer.write_batch(page)
-    return [map_run(directory / f"{number}.arrow", str(number)) for number in range(len(_SHARES))]
+    return [map_run(directory / f"{number}.arrow", str(number), INDEX_SCHEMA) for number in range(len(_SHARES))]
 
 
 def _pages(rows: int, draw: np.random.Generator) -> Iterator[pa.RecordBatch]:

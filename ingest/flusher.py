@@ -76,4 +76,5 @@ class Flusher(Worker):
         goes_on = True
         while goes_on:
             self._wait(self._interval_s)
-            goes_on = self._tried(self.run_once) and not self._stopping.is_set()
+            is_last = self._stopping.is_set()  # asked before it: what a flush under way leaves is flushed as well
+            goes_on = self._tried(self.run_once) and not is_last

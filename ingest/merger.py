@@ -32,6 +32,7 @@ class Merger(Worker):
     def run_once(self) -> None:
         """Merges until none is due, or it is to stop."""
         while self._store.tiers.merge_once():
+            self.problem = None
             give_back_memory()
         self.problem = None
 

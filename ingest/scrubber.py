@@ -68,7 +68,11 @@ class Scrubber(Worker):
     def _run(self) -> None:
         self._tell(self.check_runs(Pace(stopping=self._stopping)))
         while not self._stopping.wait(_REST_S):
-            self.run_once()
+            try:
+                self.run_once()
+            except Exception as error:  # the next pass may find more than this one
+                self.problem = f"the scrub failed: {error}"
+                self._logger.exception("the scrub failed, it is tried again")
 
     def _tell(self, unread: OSError | None) -> None:
         self.problem = None if unread is None else f"the scrub cannot read: {unread}"

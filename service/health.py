@@ -47,6 +47,8 @@ def _problem_of_store(lake: Lake) -> str | None:
         return str(known)
     if not (committer.alive and flusher.alive and merger.alive):
         return "it takes no commits"
+    if not lake.scrubber.alive:
+        return "nobody looks for rot any more: the service must be started again"
     if committer.busy_s > _LONGEST_COMMIT_S:
         return f"a commit has been under way for {committer.busy_s:.0f} s: does the disk answer?"
     if flusher.overdue_s > _LATEST_FLUSH_S:

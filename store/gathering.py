@@ -6,6 +6,7 @@ go into small files on the way, so that memory stays bounded whatever a group ho
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from store.catalog import FileRow
-from store.engine import Stop
 from store.files import Disk
 from store.log import lines_after, parse_notifications
 from store.merging import Merging, merge
@@ -31,6 +31,9 @@ __all__ = ["Group", "Lost", "gather", "joined"]
 
 _ROWS = 1 << 18
 """Records that are held in memory before they go into small files."""
+
+_FAN_IN = 64
+"""Pieces that are merged at once: each is an open file with some thousand records in hand."""
 
 _MEMORY = 128_000_000
 _DAY_US = 86_400_000_000
@@ -115,8 +118,23 @@ def gather(
 
 def joined(disk: Disk, root: Path, group: Group, path: Path, name: str) -> FileRow:
     """All records of a group in one new file, sorted and compared, not synced. It will be called `name`."""
-    made = merge(group.pieces, path, name, Merging(disk, _MEMORY, Stop()))
-    for piece in group.pieces:
+    pieces = group.pieces
+    for level in itertools.count():
+        if len(pieces) <= _FAN_IN:
+            return _merged(disk, pieces, path, name)
+        merged = []
+        for number in range(0, len(pieces), _FAN_IN):
+            between = f"{REMAKE}/{group.day}-{group.first}.{level}-{number}.parquet"
+            row = _merged(disk, pieces[number : number + _FAN_IN], root / between, between)
+            merged.append(SealedFile(root / between, *msgspec.structs.astuple(row)))
+        pieces = merged
+    raise AssertionError
+
+
+def _merged(disk: Disk, pieces: Sequence[SealedFile], path: Path, name: str) -> FileRow:
+    """Pieces as one file, and removed."""
+    made = merge(pieces, path, name, Merging(disk, _MEMORY, lambda: None))
+    for piece in pieces:
         disk.remove(piece.path)
     return made
 

@@ -40,7 +40,7 @@ def _hashed(schema: pa.Schema, combine: Callable[[pa.RecordBatch], pa.RecordBatc
     def merged(runs: Sequence[Run]) -> Iterator[pa.RecordBatch]:
         return merge_ranges(runs, combine)
 
-    return Kind(schema, lambda path, row: map_run(path, row.name), _tier, merged)
+    return Kind(schema, lambda path, row: map_run(path, row.name, schema), _tier, merged)
 
 
 def _tier(rows: Sequence[RunRow]) -> list[RunRow]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from bisect import bisect_right
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from store.catalog import FileRow
-from store.engine import Stop
 from store.errors import MEND, CorruptionError
 from store.files import Disk, Growing
 from store.flush import checksum_of
@@ -37,6 +36,9 @@ _IN_HAND = 16
 _DECODED = 8
 """A record takes about so many times as many bytes in memory as it does in a file."""
 
+_READ_BYTES = 1 << 16
+"""Of a column at once."""
+
 _LEAST_ROWS = 1_024
 _MOST_ROWS = 32_768
 """Records that are read at once."""
@@ -51,21 +53,24 @@ _Key = tuple[bytes, int, int]
 
 @dataclass(frozen=True)
 class Merging:
-    """How merges are made: on `disk`, within about so many bytes of `memory`, until `stop` is set."""
+    """How merges are made: on `disk`, within about so many bytes of `memory`; before each step `go_on` is asked.
+
+    It may wait, or give the merge up by an exception.
+    """
 
     disk: Disk
     memory: int
-    stop: Stop
+    go_on: Callable[[], None]
 
 
 def merge(files: Sequence[SealedFile], path: Path, name: str, how: Merging) -> FileRow:
     """Write the records of these files to a new file, whose last bytes are not synced. It will be called `name`.
 
     `CorruptionError` where the bytes of a file are not those that the catalog says (rot would be copied), or what was
-    written is not what they hold; `duckdb.InterruptException` after a stop.
+    written is not what they hold.
     """
     for file in files:
-        how.stop.check()
+        how.go_on()
         _check(file)
     before, after = _Facts(), _Facts()
     with partition_writer(path, _span(files)) as writer:
@@ -74,7 +79,7 @@ def merge(files: Sequence[SealedFile], path: Path, name: str, how: Merging) -> F
             writer.write(rows)
             growing.grown()
     for rows in _stored(path, _MOST_ROWS):
-        how.stop.check()
+        how.go_on()
         after.add(rows)
     give_back_memory()
     if before != after or after.rows != sum(file.rows for file in files):
@@ -168,7 +173,7 @@ def _merged(files: Sequence[SealedFile], facts: _Facts, how: Merging) -> Iterato
             rows = min(max(int(share * file.rows), _LEAST_ROWS), _MOST_ROWS)
             sources.append(opened.enter_context(contextlib.closing(_Source(file, rows, facts))))
         while sources := [source for source in sources if source.rows]:
-            how.stop.check()
+            how.go_on()
             bound = min(source.last() for source in sources)
             given = pa.concat_tables([source.until(bound) for source in sources])
             if not given.num_rows:
@@ -178,8 +183,9 @@ def _merged(files: Sequence[SealedFile], facts: _Facts, how: Merging) -> Iterato
 
 
 def _stored(path: Path, rows: int) -> Generator[pa.Table, None, None]:
-    """What a file holds, so many records at a time."""
-    with pq.ParquetFile(path, read_dictionary=list(_FEW_VALUES)) as parquet:
+    """What a file holds, so many records at a time, without the rest of it in memory."""
+    few = list(_FEW_VALUES)
+    with pq.ParquetFile(path, read_dictionary=few, pre_buffer=False, buffer_size=_READ_BYTES) as parquet:
         for batch in parquet.iter_batches(rows, use_threads=False):
             yield pa.Table.from_batches([batch]).cast(STORED)
 

@@ -28,7 +28,7 @@ from store.hashing import Hasher
 from store.hot import Hot
 from store.kinds import KINDS
 from store.log import lines_after, parse_notifications
-from store.runs import Run, map_run
+from store.runs import Run
 from store.schema import STORED
 from store.whole import whole
 
@@ -58,7 +58,7 @@ def remade(
         hashes = [kind for kind in ("index", "summaries") if kind in kinds]
         pieces = _pieces(disk, root, hasher, files, hashes) if hashes else {}
         for kind in hashes:
-            runs = [map_run(root / row.name, row.name) for row in _few(disk, root, kind, pieces[kind])]
+            runs = [KINDS[kind].map(root / row.name, row) for row in _few(disk, root, kind, pieces[kind])]
             made.append(_placed(disk, root, kind, KINDS[kind].merged(runs), flushed))
         if "rollups" in kinds:
             made.append(_placed(disk, root, "rollups", _rollup_pages(root, files), flushed))
@@ -114,7 +114,7 @@ def prove_by_log(root: Path, hasher: Hasher, segments: list[tuple[str, int]], ru
     `flushed` + 1 where the log has none. `segments` are (path, committed length), in order; their bytes were checked.
     """
     first = int(Path(segments[0][0]).stem) if segments else flushed + 1
-    known = map_run(root / run.name, run.name)
+    known = KINDS["index"].map(root / run.name, run)
     for begin, data in lines_after(root, segments, first - 1):
         if begin > flushed:
             break
@@ -162,7 +162,7 @@ def _few(disk: Disk, root: Path, kind: str, rows: list[RunRow]) -> list[RunRow]:
         merged = []
         for number in range(0, len(rows), _FAN_IN):
             chosen = rows[number : number + _FAN_IN]
-            runs = [map_run(root / row.name, row.name) for row in chosen]
+            runs = [KINDS[kind].map(root / row.name, row) for row in chosen]
             name = f"{REMAKE}/{kind}.{level}-{number}.arrow"
             merged.append(write_run(disk, root / name, kind, name, KINDS[kind].merged(runs), (0, 0)))
             for row in chosen:

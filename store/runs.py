@@ -159,11 +159,13 @@ def merge_ranges(runs: Sequence[Run], combine: Callable[[pa.RecordBatch], pa.Rec
             yield from _paged(combine(pa.concat_batches(pieces)))
 
 
-def map_run(path: Path, name: str) -> Run:
-    """A run mapped from its file."""
+def map_run(path: Path, name: str, schema: pa.Schema) -> Run:
+    """A run mapped from its file; `pa.ArrowInvalid` where its columns are others, or not such as can be searched."""
     with pa.memory_map(str(path)) as source:
         data = source.read_buffer()
     reader = pa.ipc.open_file(data)
+    if reader.schema != schema:
+        raise pa.ArrowInvalid(f"its columns are {', '.join(f'{field.name} {field.type}' for field in reader.schema)}")
     return Run((reader.get_batch(index) for index in range(reader.num_record_batches)), name, data)
 
 

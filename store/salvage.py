@@ -45,7 +45,7 @@ class Salvage:
         """No run at all where one of them is damaged: nothing is proven by rot."""
         with contextlib.suppress(FileNotFoundError):
             if all(checksum_of(self._root / row.name) == (row.bytes, row.sum) for row in self._rows):
-                return [map_run(self._root / row.name, row.name) for row in self._rows]
+                return [map_run(self._root / row.name, row.name, index.INDEX_SCHEMA) for row in self._rows]
         return []
 
     def records(self, segment: LogSegment) -> Iterator[pa.Table]:

@@ -9,7 +9,7 @@ import threading
 
 __all__ = ["give_way"]
 
-_NICE = 5
+_NICE = 10
 
 
 def give_way() -> None:

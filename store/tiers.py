@@ -10,6 +10,7 @@ One thread calls `merge_once`.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sqlite3
 import threading
 from collections.abc import Collection, Iterator, Sequence
@@ -43,8 +44,7 @@ class _StoppedError(Exception):
 class Tiers:
     """The runs of one open store, those that `rows` describe at first.
 
-    `idle` is set while nothing is merged, or waits to be. A merge takes its `turn`, as one of Parquet files does, so
-    that they need not have their memory at once.
+    `idle` is set while nothing is merged; merges of Parquet files stand still while it is not.
     """
 
     def __init__(
@@ -64,7 +64,6 @@ class Tiers:
         self._unlinked = Unlinked(disk)
         self._stopping = threading.Event()
         self._busy: set[str] = set()
-        self.turn = threading.Lock()
         self.idle = threading.Event()
         self.idle.set()
 
@@ -96,8 +95,7 @@ class Tiers:
             return False
         self.idle.clear()
         try:
-            with self.turn:
-                self._merge(*due)
+            self._merge(*due)
         except _StoppedError:
             return False
         finally:
@@ -131,7 +129,12 @@ class Tiers:
         self._unlinked.remove({self._root / old.name: old for old in before})
 
     def _merged(self, kind: str, chosen: Sequence[RunRow]) -> RunRow:
-        """A new run, durable and in the catalog. The files of the others are the caller's to remove."""
+        """A new run, durable and in the catalog. The files of the others are the caller's to remove.
+
+        One for which there is no room is not begun: until its file is removed nothing else would have any.
+        """
+        if shutil.disk_usage(self._root).free < sum(row.bytes for row in chosen):
+            raise DiskFullError(f"no room on the device of {self._root} to merge runs of the {kind}")
         for row in chosen:
             if (error := condemned(self._disk, self._root, row, Pace(stopping=self._stopping))) is not None:
                 raise error
@@ -140,11 +143,11 @@ class Tiers:
         seqs = (min(row.min_seq for row in chosen), max(row.max_seq for row in chosen))
         try:
             merged = write_run(self._disk, path, kind, name, self._pages(kind, chosen), seqs)
+            self._disk.sync_directory(path.parent)
         except (OSError, OncelakeError, _StoppedError):
             with contextlib.suppress(OSError):
                 self._disk.remove(path)
             raise
-        self._disk.sync_directory(path.parent)
         self._catalog.exchange_runs([row.name for row in chosen], merged)
         return merged
 

@@ -165,6 +165,21 @@ def test_a_file_that_cannot_be_read_hides_none_behind_it(root: Path, monkeypatch
     lake.close()
 
 
+def test_a_pass_that_fails_is_told_and_made_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody expected ends neither the scrubber nor the service."""
+    lake = Lake(root)
+    monkeypatch.setattr(ingest.scrubber, "_REST_S", 0.01)
+    scrubber = Scrubber(lake.store, 0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest.scrubber, "prove", lambda file, pace: 1 // 0)
+        scrubber.start()
+        wait_until(lambda: scrubber.problem == "the scrub failed: integer division or modulo by zero")
+        assert scrubber.alive and lake.store.failure is None
+    wait_until(lambda: scrubber.problem is None)
+    scrubber.stop()
+    lake.close()
+
+
 def test_a_slow_pass_ends_when_it_is_told(tmp_path: Path) -> None:
     """A file of three MiB at a byte a second would take a month."""
     path = tmp_path / "file"

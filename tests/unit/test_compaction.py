@@ -9,14 +9,15 @@ import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from store import parquet
+from store import merging, parquet
 from store.choice import FULL_ROWS, choose, choose_partitions
 from store.compaction import COMPACTION, CompactionSettings
 from store.errors import DiskFullError
-from store.files import Disk
+from store.files import Disk, Growing
 from store.parquet import flush_of
 from store.schema import STORED
 from store.snapshot import SealedFile
@@ -303,6 +304,27 @@ def test_without_room_the_catalog_follows_in_the_next_round(tmp_path: Path) -> N
     lake.store.close()
 
 
+def test_trouble_in_a_merge_keeps_its_partition_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a lack of memory in Arrow: nobody waits for a compaction, and commits go on."""
+    lake = Compacted(tmp_path / "data", rest_s=0.0)
+    for number in range(8):
+        lake.flush(number, number + 1, time=START_US)
+
+    def partitions(table: pa.Table) -> object:
+        raise pa.ArrowMemoryError("malloc of size 64 failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(merging, "partitions", partitions)
+        assert lake.compact() == 0
+    assert "is not compacted until the next start: malloc of size 64 failed" in caplog.text
+    assert lake.store.failure is None and lake.store.compaction.counters.failures == 1
+    lake.flush(8, 9, time=START_US)
+    lake.check()
+    lake.store.close()
+
+
 def test_a_directory_of_somebody_else_keeps_its_partition_as_it_is(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -388,19 +410,28 @@ def test_a_merge_under_way_is_given_up_at_a_stop(tmp_path: Path, rows: int) -> N
     lake.store.close()
 
 
-def test_merges_of_runs_go_first(tmp_path: Path) -> None:
-    """A compaction waits for one that waits or is under way, and is given up at a stop meanwhile."""
+def test_merges_of_runs_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compaction stands still while one is under way, also in its middle, and is given up at a stop meanwhile."""
     lake = Compacted(tmp_path / "data", rest_s=0.0)
     for number in range(2):
         lake.flush(number, number + 1, time=START_US)
     tiers = lake.store.tiers
+    in_its_middle = threading.Event()
+
+    def grown(growing: Growing) -> None:
+        if not in_its_middle.is_set():
+            tiers.idle.clear()
+            in_its_middle.set()
+
+    monkeypatch.setattr(Growing, "grown", grown)
     with ThreadPoolExecutor(1) as pool:
         tiers.idle.clear()
         compacting = pool.submit(lake.compact)
+        assert not wait([compacting], 0.3).done and not in_its_middle.is_set()
+        tiers.idle.set()
+        assert in_its_middle.wait(20)
         assert not wait([compacting], 0.3).done
-        with tiers.turn:
-            tiers.idle.set()
-            assert not wait([compacting], 0.3).done
+        tiers.idle.set()
         assert compacting.result(20) == 1
         lake.flush(2, 4, time=START_US)
         tiers.idle.clear()

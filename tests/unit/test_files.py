@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 
 from store import files
-from store.engine import Stop
 from store.files import Disk, remove_directory
 from store.flush import write_run
 from store.index import entries
@@ -70,7 +69,7 @@ def test_a_compacted_file_is_synced_while_it_is_written(tmp_path: Path, sizes: l
         rows = stored(1 + number * 150_000, 150_000)
         write_partition(rows, path, (1, 1))
         sealed.append(SealedFile(path, *msgspec.structs.astuple(describe(path, path.name, 0))))
-    how = Merging(Disk(), 128_000_000, Stop())
+    how = Merging(Disk(), 128_000_000, lambda: None)
     merge(sealed, tmp_path / "merged", "merged", how)
     assert len(sizes) >= 2
     assert sizes[-1] > (tmp_path / "merged").stat().st_size // 3

@@ -199,7 +199,7 @@ def test_hashes_are_found_as_by_numpy(stored: list[tuple[int, int]], asked: list
         with pa.ipc.new_file(str(path), rows.schema) as writer:
             for page in runs._paged(rows):
                 writer.write_batch(page)
-        run = map_run(path, "run")
+        run = map_run(path, "run", rows.schema)
         in_c = found(run)
         assert in_c == sorted(
             (at, row) for at, needle in enumerate(needles) for row, pair in enumerate(sorted(stored)) if pair == needle

@@ -150,6 +150,7 @@ def test_files_are_made_again_whatever_became_of_them(
 def test_all_of_it_at_once(root: Path, monkeypatch: pytest.MonkeyPatch, rows_at_once: int) -> None:
     """Every Parquet file, and then every alert and every flushed notification; in many pieces as well."""
     monkeypatch.setattr(gathering, "_ROWS", rows_at_once)
+    monkeypatch.setattr(gathering, "_FAN_IN", 2 if rows_at_once == 7 else 64)
     monkeypatch.setattr(mending, "_ROUND_FILES", 2 if rows_at_once == 7 else 64)
     told, outbox = answers(root), contents(root, "outbox")
     without_links(root)

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from store import merging
-from store.engine import Stop
+from store import merging, parquet
 from store.errors import CorruptionError
 from store.files import Disk
 from store.memory import bytes_of
@@ -66,7 +65,7 @@ def test_files_of_all_sizes_become_one_in_order(
         files.append(sealed(tmp_path / f"{number}.parquet", tables[-1], (first, first + count - 1)))
         first += count
     draw.shuffle(files)
-    row = merge(files, tmp_path / "merged", "merged", Merging(Disk(), 1, Stop()))
+    row = merge(files, tmp_path / "merged", "merged", Merging(Disk(), 1, lambda: None))
     with pq.ParquetFile(tmp_path / "merged") as parquet:
         found = parquet.read()
     expected = pa.concat_tables(tables)
@@ -99,7 +98,7 @@ def test_what_differs_is_no_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
         monkeypatch.setattr(merging, "_merged", other)
         with pytest.raises(CorruptionError, match="the files that it stands for hold"):
-            merge(files, tmp_path / "merged", "merged", Merging(Disk(), 1 << 20, Stop()))
+            merge(files, tmp_path / "merged", "merged", Merging(Disk(), 1 << 20, lambda: None))
 
     for change in range(1, 6):
         changed(change)
@@ -114,7 +113,7 @@ def test_a_file_that_is_not_sorted_is_named(tmp_path: Path, monkeypatch: pytest.
         sealed(tmp_path / "2.parquet", records(Random(1), 101, 100, ["c"]), (101, 200)),
     ]
     with pytest.raises(CorruptionError, match=r"one of 1\.parquet, 2\.parquet is not sorted"):
-        merge(files, tmp_path / "merged", "merged", Merging(Disk(), 1, Stop()))
+        merge(files, tmp_path / "merged", "merged", Merging(Disk(), 1, lambda: None))
 
 
 def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
@@ -123,10 +122,20 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     gone = sealed(tmp_path / "2.parquet", records(Random(1), 11, 10, ["a"]), (11, 20))
     shutil.copy(file.path, gone.path)
     with pytest.raises(CorruptionError, match=r"2\.parquet has .* the catalog says"):
-        merge([file, gone], tmp_path / "merged", "merged", Merging(Disk(), 1, Stop()))
+        merge([file, gone], tmp_path / "merged", "merged", Merging(Disk(), 1, lambda: None))
     gone.path.unlink()
     with pytest.raises(CorruptionError, match=r"2\.parquet cannot be read"):
-        merge([file, gone], tmp_path / "merged", "merged", Merging(Disk(), 1, Stop()))
+        merge([file, gone], tmp_path / "merged", "merged", Merging(Disk(), 1, lambda: None))
+
+
+def test_a_file_is_not_held_in_memory_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file with many row groups those that are not asked for yet are left where they are."""
+    monkeypatch.setattr(parquet, "_ROW_GROUP_ROWS", 10_000)
+    row = sealed(tmp_path / "1.parquet", records(Random(1), 1, 100_000, ["a", "b"]), (1, 100_000))
+    before = most = pa.total_allocated_bytes()
+    for _ in merging._stored(row.path, 1_024):
+        most = max(most, pa.total_allocated_bytes())
+    assert most - before < row.bytes / 2
 
 
 def test_only_what_repeats_has_a_dictionary(tmp_path: Path) -> None:

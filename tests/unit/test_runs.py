@@ -45,7 +45,7 @@ def on_disk(directory: Path, pieces: list[Run]) -> Run:
     """The runs merged, in a file."""
     pages = merge_ranges(pieces, sorted_entries)
     write_run(Disk(fsync=False), directory / "run", "index", "run", pages, (0, 0))
-    return map_run(directory / "run", "run")
+    return map_run(directory / "run", "run", INDEX_SCHEMA)
 
 
 @pytest.mark.parametrize("asked", [1, 40, 3_000])
@@ -100,7 +100,9 @@ def test_a_file_that_is_read_into_memory_is_refused(tmp_path: Path) -> None:
     with pa.ipc.new_file(tmp_path / "run", INDEX_SCHEMA, options=options) as writer:
         writer.write_batch(page)
     with pytest.raises(pa.ArrowInvalid, match="do not lie in the file"):
-        map_run(tmp_path / "run", "run")
+        map_run(tmp_path / "run", "run", INDEX_SCHEMA)
+    with pytest.raises(pa.ArrowInvalid, match="its columns are hi uint64, lo uint64, word uint64, fp uint64"):
+        map_run(tmp_path / "run", "run", SUMMARY_SCHEMA)
 
 
 @pytest.mark.parametrize("with_c", [True, False])
@@ -117,7 +119,11 @@ def test_rows_of_many_pages_are_those_that_arrow_takes(
         given = [summaries_of(count, chance) for count in (3_000, 5_000, 10)]
         pages = merge_ranges([Run([given[0]])], added_up)
         write_run(Disk(fsync=False), tmp_path / "run", "summaries", "run", pages, (0, 0))
-        several = [Run([]), map_run(tmp_path / "run", "run"), *(Run([rows.slice(1)]) for rows in given[1:])]
+        several = [
+            Run([]),
+            map_run(tmp_path / "run", "run", SUMMARY_SCHEMA),
+            *(Run([rows.slice(1)]) for rows in given[1:]),
+        ]
         assert len(several[1].pages) > 20
         whole = pa.Table.from_batches([page for run in several for page in run.pages]).combine_chunks()
         asked_of = np.sort(chance.integers(0, whole.num_rows, asked))
@@ -141,7 +147,7 @@ def test_a_damaged_run_is_an_error_and_no_other_memory(tmp_path: Path) -> None:
     for damage in (1 << 30, -5):
         data[at + 200 : at + 204] = np.int32(damage).tobytes()
         (tmp_path / "run").write_bytes(data)
-        run = map_run(tmp_path / "run", "run")
+        run = map_run(tmp_path / "run", "run", SUMMARY_SCHEMA)
         hi, lo = (rows.column(name).to_numpy() for name in ("hi", "lo"))
         with pytest.raises(pa.ArrowInvalid, match="do not lie where its offsets say"):
             search([run], hi, lo).column("unit")

@@ -186,6 +186,11 @@ def test_a_full_disk_is_told_and_tried_again(store: Store, monkeypatch: pytest.M
     monkeypatch.setattr(tiers, "write_run", full)
     with pytest.raises(DiskFullError, match="to merge runs of the index"):
         store.tiers.merge_once()
+    with monkeypatch.context() as patch:
+        patch.setattr(tiers.shutil, "disk_usage", lambda root: shutil._ntuple_diskusage(1 << 40, 1 << 40, 100))
+        patch.setattr(tiers, "write_run", lambda *arguments: pytest.fail("what there is no room for is not begun"))
+        with pytest.raises(DiskFullError, match="to merge runs of the index"):
+            store.tiers.merge_once()
     merger = Merger(store)
     merger.start()
     until(lambda: merger.problem is not None)

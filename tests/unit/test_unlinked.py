@@ -9,7 +9,7 @@ import numpy as np
 
 from store.files import Disk
 from store.flush import write_run
-from store.index import entries, find
+from store.index import INDEX_SCHEMA, entries, find
 from store.runs import Run, map_run
 from store.unlinked import Unlinked
 from tests.support.direct import Direct, open_store, record_of
@@ -19,7 +19,7 @@ def written(path: Path) -> Run:
     """A run of a thousand hashes in a file."""
     hi = np.arange(1_000, dtype=np.uint64)
     write_run(Disk(fsync=False), path, "index", "run", entries(hi, hi, hi, hi).pages, (0, 0))
-    return map_run(path, "run")
+    return map_run(path, "run", INDEX_SCHEMA)
 
 
 def open_here(path: Path) -> bool:
