@@ -12,7 +12,7 @@ from store.store import Store
 
 __all__ = ["Compactor"]
 
-_NICE = 15
+_NICE = 10
 """The kernel gives the thread what the others leave."""
 
 

@@ -9,7 +9,7 @@ import threading
 
 __all__ = ["give_way"]
 
-_NICE = 10
+_NICE = 5
 
 
 def give_way() -> None:
