@@ -227,7 +227,7 @@ class Compaction:
             for name in staged:
                 self._remove(self._root / name)
             self._disk.make_directories([self._root / name for name in staged])
-            how = Merging(self._disk, self._settings.memory, self._go_on)
+            how = Merging(self._disk, self._settings.memory, self._stop.check)
             found = [self._merged(*merging, how) for merging in zip(chosen, targets, staged, strict=True)]
             swaps = [swap for swap in found if swap is not None]
             overlapped(self._disk.sync_file, [self._root / swap.staged / Path(swap.file.name).name for swap in swaps])
@@ -243,17 +243,14 @@ class Compaction:
         """The merged file of one partition; None where a file is damaged, and the partition is left as it is."""
         directory = day_directory(files[0].day)
         try:
-            row = merge(files, self._root / staged / Path(target).name, target, how)
+            while not self._tiers.idle.wait(_LOOK_S):
+                self._stop.check()
+            with self._tiers.turn:
+                row = merge(files, self._root / staged / Path(target).name, target, how)
         except (CorruptionError, pa.ArrowException) as error:
             self._leave(directory, (file.name for file in files), staged, str(error))
             return None
         return Swap(directory, staged, [file.name for file in files], row)
-
-    def _go_on(self) -> None:
-        """Wait while runs are merged, which commits look into; `duckdb.InterruptException` after a stop."""
-        while not self._tiers.idle.wait(_LOOK_S):
-            self._stop.check()
-        self._stop.check()
 
     # -- exchanging
 

@@ -53,9 +53,9 @@ _Key = tuple[bytes, int, int]
 
 @dataclass(frozen=True)
 class Merging:
-    """How merges are made: on `disk`, within about so many bytes of `memory`; before each step `go_on` is asked.
+    """How merges are made: on `disk`, within about so many bytes of `memory`.
 
-    It may wait, or give the merge up by an exception.
+    `go_on` is called before each step, and may give the merge up by an exception.
     """
 
     disk: Disk

@@ -44,7 +44,8 @@ class _StoppedError(Exception):
 class Tiers:
     """The runs of one open store, those that `rows` describe at first.
 
-    `idle` is set while nothing is merged; merges of Parquet files stand still while it is not.
+    `idle` is set while nothing is merged, or waits to be. A merge takes its `turn`, as one of Parquet files does, so
+    that they need not have their memory at once, and neither falls behind.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Tiers:
         self._unlinked = Unlinked(disk)
         self._stopping = threading.Event()
         self._busy: set[str] = set()
+        self.turn = threading.Lock()
         self.idle = threading.Event()
         self.idle.set()
 
@@ -95,7 +97,8 @@ class Tiers:
             return False
         self.idle.clear()
         try:
-            self._merge(*due)
+            with self.turn:
+                self._merge(*due)
         except _StoppedError:
             return False
         finally:

@@ -17,7 +17,7 @@ from store import merging, parquet
 from store.choice import FULL_ROWS, choose, choose_partitions
 from store.compaction import COMPACTION, CompactionSettings
 from store.errors import DiskFullError
-from store.files import Disk, Growing
+from store.files import Disk
 from store.parquet import flush_of
 from store.schema import STORED
 from store.snapshot import SealedFile
@@ -410,28 +410,19 @@ def test_a_merge_under_way_is_given_up_at_a_stop(tmp_path: Path, rows: int) -> N
     lake.store.close()
 
 
-def test_merges_of_runs_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A compaction stands still while one is under way, also in its middle, and is given up at a stop meanwhile."""
+def test_merges_of_runs_go_first(tmp_path: Path) -> None:
+    """A compaction waits for one that waits or is under way, and is given up at a stop meanwhile."""
     lake = Compacted(tmp_path / "data", rest_s=0.0)
     for number in range(2):
         lake.flush(number, number + 1, time=START_US)
     tiers = lake.store.tiers
-    in_its_middle = threading.Event()
-
-    def grown(growing: Growing) -> None:
-        if not in_its_middle.is_set():
-            tiers.idle.clear()
-            in_its_middle.set()
-
-    monkeypatch.setattr(Growing, "grown", grown)
     with ThreadPoolExecutor(1) as pool:
         tiers.idle.clear()
         compacting = pool.submit(lake.compact)
-        assert not wait([compacting], 0.3).done and not in_its_middle.is_set()
-        tiers.idle.set()
-        assert in_its_middle.wait(20)
         assert not wait([compacting], 0.3).done
-        tiers.idle.set()
+        with tiers.turn:
+            tiers.idle.set()
+            assert not wait([compacting], 0.3).done
         assert compacting.result(20) == 1
         lake.flush(2, 4, time=START_US)
         tiers.idle.clear()
