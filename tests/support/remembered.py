@@ -64,7 +64,7 @@ def _remembered() -> Iterator[None]:
     """What a start parses, hashes and maps, and what it reads of Parquet files, is remembered meanwhile."""
     parse = _by(store.recovery.parse_notifications, lambda data: xxhash.xxh3_128_digest(data))
     make = _by(store.recovery.hashed, lambda hasher, rows: (_keys(hasher), _digest(rows)))
-    run = _by(store.kinds.map_run, lambda path, name: (name, _read(path)))
+    run = _by(store.kinds.map_run, lambda path, name, schema: (name, _read(path)))
     rollup = _by(store.rollups.map_rollup, lambda path, *named: (named, _read(path)))
     sums = _by(store.rollups.of_records, lambda tables: tuple(_digest(table) for table in tables))
     with pytest.MonkeyPatch.context() as patch:
@@ -75,7 +75,6 @@ def _remembered() -> Iterator[None]:
         patch.setattr(store.hot, "combined", _by_identity(store.hot.combined))
         patch.setattr(store.hot, "_concatenated", _by_identity(store.hot._concatenated))
         patch.setattr(store.kinds, "map_run", run)
-        patch.setattr(store.remake, "map_run", run)
         patch.setattr(store.rollups, "map_rollup", rollup)
         patch.setattr(store.rollups, "of_records", sums)
         patch.setattr(store.remake, "_groups", _groups())
