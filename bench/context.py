@@ -86,9 +86,9 @@ class Context:
         given = self.input(first=first)
         done = service.ingest(given.path, given.path.name, given.records)
         given.path.unlink() if first else None
-        self.grown("NDJSON", first, done)
+        self.add_point("NDJSON", first, done)
         return done
 
-    def grown(self, form: str, before: int, done: Ingested) -> None:
+    def add_point(self, form: str, before: int, done: Ingested) -> None:
         """One more point of the plot."""
         self.growth.setdefault(form, []).append((before, done.rate))

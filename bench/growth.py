@@ -57,7 +57,7 @@ def growth(context: Context) -> list[Line]:
                     done = service.ingest(given.path, given.path.name, given.records)
                 given.path.unlink()
                 (data / "processed" / given.path.name).unlink()
-                context.grown("Parquet", stored, done)
+                context.add_point("Parquet", stored, done)
                 stored += given.records
                 rates.append(done.rate)
                 say(f"  {stored:,} stored: {done.rate:,.0f} records/s, {_memory(service)}")

@@ -48,14 +48,13 @@ class Compactor(Worker):
     def _run(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-        lacks: str | None = None
         try:
             self._store.compaction.remove_retired()
-            lacks = self._store.compaction.probe() if self._is_wanted else None
         except OSError as error:
             self._logger.warning("old directories could not be removed, the next start tries again: %s", error)
         if not self._is_wanted:
             return
+        lacks = self._store.compaction.probe()
         if lacks is not None:
             self._logger.warning("partitions are not compacted: the file system of %s: %s", self._store.root, lacks)
             return

@@ -140,8 +140,9 @@ class Compaction:
                 return None  # it will be seen when there is room
             return f"it cannot exchange two directories ({error})"
         finally:
-            for directory in (first, second):
-                self._remove(directory)
+            with contextlib.suppress(OSError):  # what is left is removed before the next probe
+                for directory in (first, second):
+                    self._remove(directory)
 
     def run_once(self, now_s: float | None = None) -> int:
         """One round: the partitions that are worth most, all of them exchanged together. Returns how many.

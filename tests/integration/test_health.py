@@ -151,3 +151,10 @@ def test_a_store_that_has_stopped(lake: Lake, monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(Exception, match="outcome is known after a restart"):
             post(lake, 0).result(20)
     assert "Input/output error" in status(lake)
+
+
+def test_a_scrubber_that_has_ended(lake: Lake) -> None:
+    """Nobody would find rot any more."""
+    assert status(lake) == "ok"
+    lake.scrubber.stop()
+    assert status(lake).startswith("nobody looks for rot any more")

@@ -113,6 +113,26 @@ def test_where_nothing_can_be_exchanged_it_says_so_and_everything_else_goes_on(
     store.close()
 
 
+def test_what_a_probe_leaves_is_no_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its directories cannot be removed afterwards: the next probe does it, and partitions are compacted."""
+    store = flushed_twice(tmp_path / "data")
+    remove = store.compaction._remove
+    calls = 0
+
+    def failing(path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise OSError(errno.EIO, "Input/output error")
+        remove(path)
+
+    monkeypatch.setattr(store.compaction, "_remove", failing)
+    assert store.compaction.probe() is None and calls == 3
+    assert store.compaction.probe() is None
+    assert store.compaction.run_once() == 1
+    store.close()
+
+
 def test_without_room_it_says_so_and_tries_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The problem is told until a round has room."""
     store = flushed_twice(tmp_path / "data")

@@ -31,8 +31,7 @@ def test_a_stop_flushes_what_was_committed_beside_a_flush(tmp_path: Path) -> Non
     committer.take([record_of(2)])
     stopping = threading.Thread(target=flusher.stop)
     stopping.start()
-    while not flusher._stopping.is_set():
-        pass
+    assert flusher._stopping.wait(20)
     goes_on.set()
     stopping.join(20)
     assert not flusher.alive
