@@ -14,7 +14,7 @@ import pyarrow as pa
 from bench.context import Context
 from bench.measure import Line, say
 from store.index import INDEX_SCHEMA, find
-from store.runs import RANGE_ROWS, Run, map_run
+from store.runs import RANGE_ROWS, Run, map_run, schema_in_file, with_filter
 
 __all__ = ["dedup"]
 
@@ -63,10 +63,10 @@ def _index(directory: Path, size: int, draw: np.random.Generator) -> list[Run]:
     for number, share in enumerate(_SHARES):
         with (
             pa.OSFile(str(directory / f"{number}.arrow"), "wb") as sink,
-            pa.ipc.new_file(sink, INDEX_SCHEMA) as writer,
+            pa.ipc.new_file(sink, schema_in_file(INDEX_SCHEMA)) as writer,
         ):
             for page in _pages(int(size * share), draw):
-                writer.write_batch(page)
+                writer.write_batch(with_filter(page))
     return [map_run(directory / f"{number}.arrow", str(number), INDEX_SCHEMA) for number in range(len(_SHARES))]
 
 

@@ -126,7 +126,7 @@ def write_run(
     growing = Growing(disk, path)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, KINDS[kind].schema) as writer:
         for page in pages:
-            writer.write_batch(page)
+            writer.write_batch(KINDS[kind].written(page))
             rows += page.num_rows
             growing.grown()
     disk.sync_file(path)

@@ -37,7 +37,7 @@ typedef struct {
 static i128 decimal_at(const u64 *words, i64 row) { return (i128)((u128)words[2 * row + 1] << 64 | words[2 * row]); }
 
 /* One more with every change of what a function takes or does: what was built of another version is not used. */
-i32 kernels_version(void) { return 5; }
+i32 kernels_version(void) { return 6; }
 
 /* ---- JSON to columns ---- */
 
@@ -609,12 +609,8 @@ void sort_keys(i64 rows, const u64 *keys, i64 *order, Keyed *scratch) {
     for (i64 row = 0; row < rows; row++) order[row] = pairs[row].row;
 }
 
-enum { ANCHORS = 512 };
-
-/* A run: page p has size[p] hashes, at hi[p] and lo[p]. Of pages that were asked for hashes, `anchors` keeps every 512th
- * part, ANCHORS + 1 a page, so that they need not be read to be searched; one question makes those of as many pages as
- * double its work. `flags` say of a small run whether hashes may be in it, by their first bits (all but `shift`); NULL
- * where there are none.
+/* A run: page p has size[p] hashes, at hi[p] and lo[p]. `filter[p]` says of hashes that they are not on page p; `filter`
+ * is NULL where there is none.
  */
 typedef struct {
     const u64 *const *hi, *const *lo;
@@ -622,10 +618,7 @@ typedef struct {
     const i64 *size;
     const u64 *first;      /* hash of each page */
     const double *density; /* rows of each page by hash */
-    u64 *anchors;
-    u8 *anchored;          /* whether a page has them */
-    const u8 *flags;
-    i64 shift;
+    const u64 *const *filter;
 } Run;
 
 static i64 within(i64 row, i64 size) { return row < 0 ? 0 : row >= size ? size - 1 : row; }
@@ -651,38 +644,61 @@ static i64 lower_bound(const u64 *hi, i64 size, u64 wanted, i64 guess) {
     return low;
 }
 
-/* Threads may do so at a time: what they write is the same. */
-static void anchor(const Run *run, i64 page) {
-    const u64 *hashes = run->hi[page];
-    u64 *anchors = run->anchors + page * (ANCHORS + 1);
-    for (i64 part = 0; part < ANCHORS; part++) 
-        __atomic_store_n(anchors + part, hashes[part * run->size[page] / ANCHORS], __ATOMIC_RELAXED);
-    __atomic_store_n(anchors + ANCHORS, hashes[run->size[page] - 1], __ATOMIC_RELAXED);
-    __atomic_store_n(run->anchored + page, 1, __ATOMIC_RELEASE);
+/* The row at which a hash would be if those of its page were at even distances, `size` - 1 at most. */
+static i64 even_row(u64 wanted, u64 first, double density, i64 size) {
+    double row = wanted < first ? 0 : (double)(wanted - first) * density;
+    return row < (double)size ? (i64)row : size - 1;
 }
 
-/* About where in a page a hash is, from what is known without reading it. */
-static i64 guessed(const Run *run, i64 page, u64 wanted) {
-    i64 size = run->size[page];
-    u64 first = run->first[page];
-    double rows = wanted < first ? 0 : (double)(wanted - first) * run->density[page];
-    i64 guess = rows < (double)size ? (i64)rows : size - 1;
-    if (!__atomic_load_n(run->anchored + page, __ATOMIC_ACQUIRE)) return guess;
-    const u64 *anchors = run->anchors + page * (ANCHORS + 1);
-    i64 part = guess * ANCHORS / size;
-    while (part > 0 && anchors[part] > wanted) part--;
-    while (part < ANCHORS - 1 && anchors[part + 1] <= wanted) part++;
-    i64 begin = part * size / ANCHORS, end = (part + 1) * size / ANCHORS;
-    if (wanted <= anchors[part]) return begin;
-    if (wanted >= anchors[part + 1]) return within(end, size);
-    double share = (double)(wanted - anchors[part]) / (double)(anchors[part + 1] - anchors[part]);
-    return within(begin + (i64)(share * (double)(end - begin)), size);
+/* A filter has a bit set for each 6 bits of the lower half of a hash in one word of 64 bits: that of the eighth of its
+ * even row. A page of fewer than eight hashes has no word.
+ */
+static u64 filter_bits(u64 lo) {
+    return (u64)1 << (lo & 63) | (u64)1 << (lo >> 6 & 63) | (u64)1 << (lo >> 12 & 63) | (u64)1 << (lo >> 18 & 63);
+}
+
+static i64 filter_word(i64 even, i64 size) { return even / 8 < size / 8 ? even / 8 : size / 8 - 1; }
+
+/* The filter of a page: `out` has a byte a row and is zero. */
+void make_filter(i64 rows, const u64 *hi, const u64 *lo, double density, u64 *out) {
+    if (rows < 8) return;
+    for (i64 row = 0; row < rows; row++)
+        out[filter_word(even_row(hi[row], hi[0], density, rows), rows)] |= filter_bits(lo[row]);
 }
 
 /* Where rows are written: as (needle, page, row), only `room` of them. */
 typedef struct {
     i64 room, found, *needle, *page, *row;
 } Places;
+
+enum { GROUP = 64 };
+
+/* The hashes (`hi` ascends) that may be in a run, by its filters, and their numbers; returns how many. */
+static i64 sieve(i64 needles, const u64 *hi, const u64 *lo, const Run *run, u64 *likely_hi, u64 *likely_lo, i64 *which) {
+    static const u64 every = ~(u64)0;
+    i64 page = 0, likely = 0;
+    for (i64 begin = 0; begin < needles; begin += GROUP) {
+        i64 many = needles - begin < GROUP ? needles - begin : GROUP;
+        const u64 *word[GROUP];
+        for (i64 at = 0; at < many;) {
+            while (page + 1 < run->pages && run->first[page + 1] <= hi[begin + at]) page++;
+            u64 first = run->first[page], last = page + 1 < run->pages ? run->first[page + 1] - 1 : ~(u64)0;
+            i64 size = run->size[page];
+            const u64 *filter = size < 8 ? NULL : run->filter[page];
+            double density = run->density[page];
+            for (; at < many && hi[begin + at] <= last; at++) {
+                word[at] = filter ? filter + filter_word(even_row(hi[begin + at], first, density, size), size) : &every;
+                __builtin_prefetch(word[at]);
+            }
+        }
+        for (i64 at = 0; at < many; at++) {
+            u64 bits = filter_bits(lo[begin + at]);
+            likely_hi[likely] = hi[begin + at], likely_lo[likely] = lo[begin + at], which[likely] = begin + at;
+            likely += (*word[at] & bits) == bits;
+        }
+    }
+    return likely;
+}
 
 /* Rows of a run with one of the hashes (`hi` ascends), in order of the needles, whose numbers are in `which` (NULL: as
  * they stand); pages are counted from `base`. Memory is slow and hashes are uniform: the places of many are guessed, and
@@ -691,19 +707,15 @@ typedef struct {
 static void find_in_run(
     i64 needles, const u64 *hi, const u64 *lo, const i64 *which, const Run *run, i64 base, Places *out
 ) {
-    enum { GROUP = 64 };
-    i64 current = 0, budget = needles / ANCHORS;
+    i64 current = 0;
     for (i64 begin = 0; begin < needles; begin += GROUP) {
         i64 many = needles - begin < GROUP ? needles - begin : GROUP;
         i64 of[GROUP], guess[GROUP];
         for (i64 at = 0; at < many; at++) {
             u64 wanted = hi[begin + at];
             while (current + 1 < run->pages && run->first[current + 1] <= wanted) current++;
-            if (budget && !__atomic_load_n(run->anchored + current, __ATOMIC_RELAXED) &&
-                run->size[current] >= ANCHORS && wanted >= run->first[current])
-                anchor(run, current), budget--;
             of[at] = current;
-            guess[at] = guessed(run, current, wanted);
+            guess[at] = even_row(wanted, run->first[current], run->density[current], run->size[current]);
             __builtin_prefetch(run->hi[current] + guess[at]);
         }
         for (i64 at = 0; at < many; at++) {
@@ -747,14 +759,11 @@ i64 find_hashes(
     i64 *which = (i64 *)(scratch + 2 * needles), base = 0;
     for (; runs--; base += run->pages, run++) {
         if (!run->pages) continue;
-        if (!run->flags) {
+        if (!run->filter) {
             find_in_run(needles, hi, lo, NULL, run, base, &out);
             continue;
         }
-        i64 likely = 0;
-        for (i64 at = 0; at < needles; at++)
-            if (run->flags[hi[at] >> run->shift])
-                likely_hi[likely] = hi[at], likely_lo[likely] = lo[at], which[likely++] = at;
+        i64 likely = sieve(needles, hi, lo, run, likely_hi, likely_lo, which);
         if (likely) find_in_run(likely, likely_hi, likely_lo, which, run, base, &out);
     }
     return out.found;

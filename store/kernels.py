@@ -27,6 +27,7 @@ __all__ = [
     "argsort",
     "available",
     "decode_lines",
+    "filter_of",
     "find_hashes",
     "gathered",
     "hash_records",
@@ -50,10 +51,7 @@ _PREVIOUS_BYTES = 384
 _LINE_BYTES = 64
 """What a row takes at most beside its strings; the same figures stand in the C."""
 
-_ANCHORS = 512
-"""Of a page of a run; as in the C."""
-
-_VERSION = 5
+_VERSION = 6
 """One more with every change of the C, where it stands too: what was built of another one is not loaded."""
 
 _CONTROL = -1
@@ -74,7 +72,8 @@ def load(path: Path) -> ctypes.CDLL:
     ):  # fmt: skip
         getattr(library, name).restype = ctypes.c_int64
     for name in (
-        "line_ends", "copy_spans", "gather_strings", "gather_words", "hash_records", "sort_keys", "take_strings",
+        "line_ends", "copy_spans", "gather_strings", "gather_words", "hash_records", "make_filter", "sort_keys",
+        "take_strings",
     ):  # fmt: skip
         getattr(library, name).restype = None
     return library
@@ -280,13 +279,12 @@ def argsort(keys: U64) -> I64:
 class Searched(ctypes.Structure):
     """A run as the C takes it: page p has `size[p]` hashes, which lie at the addresses `hi[p]` and `lo[p]`.
 
-    `likely` is by how much to shift a hash, and whether one that begins with these bits may be there.
+    `density` is its rows by hash; `filters` has the filter of each page, or none at all.
     """
 
     _fields_ = [
         ("hi", ctypes.c_void_p), ("lo", ctypes.c_void_p), ("pages", ctypes.c_int64), ("size", ctypes.c_void_p),
-        ("first", ctypes.c_void_p), ("density", ctypes.c_void_p), ("anchors", ctypes.c_void_p),
-        ("anchored", ctypes.c_void_p), ("flags", ctypes.c_void_p), ("shift", ctypes.c_int64),
+        ("first", ctypes.c_void_p), ("density", ctypes.c_void_p), ("filter", ctypes.c_void_p),
     ]  # fmt: skip
 
     def __init__(
@@ -296,14 +294,23 @@ class Searched(ctypes.Structure):
         size: I64,
         first: U64,
         density: npt.NDArray[np.float64],
-        likely: tuple[int, npt.NDArray[np.bool_]] | None,
+        filters: Sequence[npt.NDArray[np.uint8]],
     ) -> None:
-        pages = len(size)
-        anchors, anchored = np.empty((pages, _ANCHORS + 1), np.uint64), np.zeros(pages, np.uint8)
-        shift, flags = likely or (0, None)
-        self._held = (hi, lo, size, first, density, anchors, anchored, flags)
-        hi_at, lo_at, *rest = (None if array is None else array.ctypes.data for array in self._held)
-        super().__init__(hi_at, lo_at, pages, *rest, shift)
+        filter_at = np.array([each.ctypes.data for each in filters], np.int64) if filters else None
+        arrays = (hi, lo, size, first, density, filter_at)
+        self._held = (arrays, filters)
+        hi_at, lo_at, *rest = (None if array is None else array.ctypes.data for array in arrays)
+        super().__init__(hi_at, lo_at, len(size), *rest)
+
+
+def filter_of(hi: U64, lo: U64, density: float) -> npt.NDArray[np.uint8] | None:
+    """The filter of a page with these hashes, which ascend: a byte for each (docs/formats.md, "Index runs")."""
+    if _C is None:
+        return None
+    found = np.zeros(len(hi), np.uint8)
+    hi, lo = np.ascontiguousarray(hi, np.uint64), np.ascontiguousarray(lo, np.uint64)
+    _C.make_filter(ctypes.c_int64(len(hi)), _at(hi), _at(lo), ctypes.c_double(density), _at(found))
+    return found
 
 
 def find_hashes(hi: U64, lo: U64, runs: Sequence[Searched]) -> tuple[I64, I64, I64] | None:

@@ -11,19 +11,23 @@ import pyarrow as pa
 
 from store import index, rollups, summaries
 from store.catalog import RunRow
-from store.runs import Run, map_run, merge_ranges, tier_to_merge
+from store.runs import Run, map_run, merge_ranges, schema_in_file, tier_to_merge, with_filter
 
 __all__ = ["KINDS", "Kind", "opened"]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind. `map` opens a file, `to_merge` chooses what to merge now, `merged` gives the pages of the outcome."""
+    """One kind. `map` opens a file, `to_merge` chooses what to merge now, `merged` gives the pages of the outcome.
+
+    `written` is a page as it stands in a file, where it has the columns of `schema`.
+    """
 
     schema: pa.Schema
     map: Callable[[Path, RunRow], Any]
     to_merge: Callable[[Sequence[RunRow]], list[RunRow]]
     merged: Callable[[Sequence[Any]], Iterator[pa.RecordBatch]]
+    written: Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
 def opened(root: Path, row: RunRow) -> Any:
@@ -40,7 +44,7 @@ def _hashed(schema: pa.Schema, combine: Callable[[pa.RecordBatch], pa.RecordBatc
     def merged(runs: Sequence[Run]) -> Iterator[pa.RecordBatch]:
         return merge_ranges(runs, combine)
 
-    return Kind(schema, lambda path, row: map_run(path, row.name, schema), _tier, merged)
+    return Kind(schema_in_file(schema), lambda path, row: map_run(path, row.name, schema), _tier, merged, with_filter)
 
 
 def _tier(rows: Sequence[RunRow]) -> list[RunRow]:
@@ -61,6 +65,7 @@ KINDS = {
         lambda path, row: rollups.map_rollup(path, row.name, row.min_seq, row.max_seq),
         _neighbours,
         rollups.merged,
+        lambda page: page,
     ),
 }
 """By the name that the catalog and the directory below `internal/` have for them."""

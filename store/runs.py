@@ -5,6 +5,9 @@ hash over all of them; equal hashes never lie on two pages. In a file it is an u
 mapped, not loaded: what is looked up often stays in the page cache, and memory does not grow with what is stored.
 `store.search` looks into them.
 
+Each page of a file has a filter, a byte a row, which says of 28 in 29 new hashes that they are not there:
+of them a look-up reads nothing else.
+
 Runs are merged in tiers, as in an LSM tree, a range of hashes at a time, so that a merge needs the memory of a few
 pages whatever the size of the runs.
 """
@@ -21,7 +24,17 @@ import pyarrow as pa
 
 from store import kernels
 
-__all__ = ["PAGE_ROWS", "RANGE_ROWS", "Run", "map_run", "merge_ranges", "tier_to_merge"]
+__all__ = [
+    "PAGE_ROWS",
+    "RANGE_ROWS",
+    "Run",
+    "filter_of",
+    "map_run",
+    "merge_ranges",
+    "schema_in_file",
+    "tier_to_merge",
+    "with_filter",
+]
 
 PAGE_ROWS = 1 << 20
 RANGE_ROWS = 1 << 17
@@ -32,9 +45,12 @@ TIER_RUNS = 4
 
 I64 = npt.NDArray[np.int64]
 
+U64 = npt.NDArray[np.uint64]
+
+_FILTER = pa.field("filter", pa.uint8())
+
 _FILTERED_ROWS = 4_096
-_FILTER_BITS = 3
-"""A run in memory of so many rows has a filter of 8 to 16 flags a row: of new hashes one in ten passes it."""
+"""A run in memory of so many rows has a filter: fewer are sought as fast."""
 
 _TOUCHED_EVERY = 4_096
 """The size of a page of memory."""
@@ -43,19 +59,27 @@ _TOUCHED_EVERY = 4_096
 class Run:
     """An immutable sorted run. `name` is that of its file relative to the data directory, empty in memory.
 
-    `mapped` is the file that its pages lie in, as they are read: uncompressed and without nulls.
+    `mapped` is the file that its pages and their `filters` lie in, as they are read: uncompressed and without nulls.
     """
 
-    def __init__(self, pages: Iterable[pa.RecordBatch], name: str = "", mapped: pa.Buffer | None = None) -> None:
+    def __init__(
+        self,
+        pages: Iterable[pa.RecordBatch],
+        name: str = "",
+        mapped: pa.Buffer | None = None,
+        filters: Sequence[pa.Array] = (),
+    ) -> None:
         self.name = name
         self.pages = [page for page in pages if page.num_rows]
         self.rows = sum(page.num_rows for page in self.pages)
         self.hi, self.lo = ([page.column(name).to_numpy() for page in self.pages] for name in ("hi", "lo"))
         self._mapped = mapped
         self._places: dict[str, I64] = {}
+        self._filters = [column.to_numpy() for column in filters]
         if mapped is not None:
             for column in self.pages[0].schema.names if self.pages else ():
                 self.places(column)
+            self._placed(filters)
 
     def places(self, name: str) -> I64:
         """By page where a column lies in memory; of strings three rows: where offsets, where bytes, and how many.
@@ -64,15 +88,18 @@ class Run:
         """
         found = self._places.get(name)
         if found is None:
-            spans = np.array([_spans(page.column(name)) for page in self.pages], np.int64).reshape(-1, 2, 2)
-            if self._mapped is not None:
-                begin, end = self._mapped.address, self._mapped.address + self._mapped.size
-                used = spans[spans[:, :, 1] > 0]
-                if (used[:, 0] < begin).any() or (used.sum(axis=1) > end).any() or (used[:, 0] % 8).any():
-                    raise pa.ArrowInvalid("its pages do not lie in the file as they are read")
-            found = np.ascontiguousarray(np.stack([spans[:, 0, 0], spans[:, 1, 0], spans[:, 1, 1]]))
-            self._places[name] = found
+            found = self._places[name] = self._placed([page.column(name) for page in self.pages])
         return found
+
+    def _placed(self, columns: Sequence[pa.Array]) -> I64:
+        """The same of any columns."""
+        spans = np.array([_spans(column) for column in columns], np.int64).reshape(-1, 2, 2)
+        if self._mapped is not None:
+            begin, end = self._mapped.address, self._mapped.address + self._mapped.size
+            used = spans[spans[:, :, 1] > 0]
+            if (used[:, 0] < begin).any() or (used.sum(axis=1) > end).any() or (used[:, 0] % 8).any():
+                raise pa.ArrowInvalid("its pages do not lie in the file as they are read")
+        return np.ascontiguousarray(np.stack([spans[:, 0, 0], spans[:, 1, 0], spans[:, 1, 1]]))
 
     def touch(self) -> None:
         """Read a mapped run once, so that the first look-ups do not wait for its pages one by one."""
@@ -82,24 +109,13 @@ class Run:
     @cached_property
     def searched(self) -> kernels.Searched:
         """As the C searches it. Hashes are uniform, so that the place of one in its page is nearly known."""
-        sizes = np.array([len(page) for page in self.hi], np.int64)
-        first, last = (np.array([page[end] for page in self.hi], np.uint64) for end in (0, -1))
-        density = sizes / np.maximum((last - first).astype(np.float64), 1.0)
+        sizes, first = np.array([*map(len, self.hi)], np.int64), np.array([page[0] for page in self.hi], np.uint64)
+        density = np.array([*map(_density, self.hi)], np.float64)
         hi, lo = (np.ascontiguousarray(self.places(name)[0]) for name in ("hi", "lo"))
-        return kernels.Searched(hi, lo, sizes, first, density, self._filter())
-
-    def _filter(self) -> tuple[int, npt.NDArray[np.bool_]] | None:
-        """Of a run in memory: by how much to shift a hash, and whether one that begins with these bits is here.
-
-        Asking it costs a tenth of a search, and hashes that ascend go through it in order.
-        """
-        if self.rows < _FILTERED_ROWS or self._mapped is not None:
-            return None
-        (hi,) = self.hi
-        bits = len(hi).bit_length() + _FILTER_BITS
-        flags = np.zeros(1 << bits, np.bool_)
-        flags[hi >> np.uint64(64 - bits)] = True
-        return 64 - bits, flags
+        filters = self._filters
+        if self._mapped is None and self.rows >= _FILTERED_ROWS:
+            filters = [filter_of(*page) for page in zip(self.hi, self.lo, strict=True)]
+        return kernels.Searched(hi, lo, sizes, first, density, filters)
 
     def between(self, low: int, high: int) -> Iterator[pa.RecordBatch]:
         """The rows with `low <= hi < high`."""
@@ -110,6 +126,37 @@ class Run:
             end = len(hi) if high > 0xFFFFFFFFFFFFFFFF else int(np.searchsorted(hi, np.uint64(high)))
             if begin < end:
                 yield page.slice(begin, end - begin)
+
+
+def _density(hi: U64) -> float:
+    """Rows of a page by hash, if they were at even distances."""
+    return len(hi) / max(float(hi[-1] - hi[0]), 1.0)
+
+
+def filter_of(hi: U64, lo: U64) -> npt.NDArray[np.uint8]:
+    """The filter of a page with these hashes, a byte each: bits of `lo` in a word that `hi` says (docs/formats.md)."""
+    found = kernels.filter_of(hi, lo, _density(hi))
+    if found is None:
+        words = len(hi) // 8
+        even = np.minimum((hi - hi[0]).astype(np.float64) * _density(hi), len(hi) - 1).astype(np.int64)
+        word = np.minimum(even // 8, words - 1)
+        flags = np.zeros((words, 64), np.bool_)
+        for shift in (0, 6, 12, 18) if words else ():
+            flags[word, lo >> np.uint64(shift) & np.uint64(63)] = True
+        found = np.zeros(len(hi), np.uint8)
+        found[: 8 * words] = np.packbits(flags, bitorder="little")
+    return found
+
+
+def schema_in_file(schema: pa.Schema) -> pa.Schema:
+    """The columns of a run in a file: these, and the filter of each page."""
+    return schema.append(_FILTER)
+
+
+def with_filter(page: pa.RecordBatch) -> pa.RecordBatch:
+    """A page as it is written."""
+    found = filter_of(*(page.column(name).to_numpy() for name in ("hi", "lo")))
+    return page.append_column(_FILTER, pa.array(found))
 
 
 def _spans(column: pa.Array) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -160,13 +207,19 @@ def merge_ranges(runs: Sequence[Run], combine: Callable[[pa.RecordBatch], pa.Rec
 
 
 def map_run(path: Path, name: str, schema: pa.Schema) -> Run:
-    """A run mapped from its file; `pa.ArrowInvalid` where its columns are others, or not such as can be searched."""
+    """A run mapped from its file; `pa.ArrowInvalid` where its columns are others, or not such as can be searched.
+
+    Pages that were written before there were filters have none.
+    """
     with pa.memory_map(str(path)) as source:
         data = source.read_buffer()
     reader = pa.ipc.open_file(data)
-    if reader.schema != schema:
+    has_filter = reader.schema == schema_in_file(schema)
+    if reader.schema != schema and not has_filter:
         raise pa.ArrowInvalid(f"its columns are {', '.join(f'{field.name} {field.type}' for field in reader.schema)}")
-    return Run((reader.get_batch(index) for index in range(reader.num_record_batches)), name, data)
+    pages = [page for number in range(reader.num_record_batches) if (page := reader.get_batch(number)).num_rows]
+    filters = [page.column(_FILTER.name) for page in pages] if has_filter else []
+    return Run([page.select(schema.names) for page in pages], name, data, filters)
 
 
 def tier_to_merge(rows: Sequence[int]) -> list[int]:

@@ -28,10 +28,13 @@ _SMALL = (IDENTITY_FILE, "internal/journal/*.journal", "internal/catalog.sqlite*
 
 
 def _nothing_stored(disk: Disk, root: Path) -> None:
-    """Format 2 has rollups and compactions: both are derived, and an oncelake that knows neither must not open it."""
+    """What is new is derived, but an oncelake that does not know it must not open the directory.
+
+    Format 2 has rollups and compactions, format 3 has filters in runs (those without them are searched without).
+    """
 
 
-_STEPS: dict[int, Callable[[Disk, Path], None]] = {1: _nothing_stored}
+_STEPS: dict[int, Callable[[Disk, Path], None]] = {1: _nothing_stored, 2: _nothing_stored}
 """By the format that a step begins with."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import struct
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -54,6 +55,18 @@ ROLLUPS = pa.schema(
     ]
 )
 SCHEMAS = {"index": INDEX, "summaries": SUMMARIES, "rollups": ROLLUPS}
+
+
+def filter_of(rows: list[tuple[Any, ...]]) -> bytes:
+    """The filter of a page with these rows (docs/formats.md, "Index runs")."""
+    words = [0] * (len(rows) // 8)
+    hashes = sorted(row[0] for row in rows)
+    density = len(rows) / max(float(hashes[-1] - hashes[0]), 1.0)
+    for hi, lo, *_ in rows if words else ():
+        even = min(int(float(hi - hashes[0]) * density), len(rows) - 1)
+        for shift in (0, 6, 12, 18):
+            words[min(even // 8, len(words) - 1)] |= 1 << (lo >> shift & 63)
+    return struct.pack(f"<{len(words)}Q", *words).ljust(len(rows), b"\0")
 
 
 def sample(number: int) -> tuple[Any, ...]:
@@ -317,7 +330,9 @@ class StoreBuilder:
     ) -> None:
         """A run with these rows, entered in the catalog."""
         table = pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)
-        with pa.OSFile(str(self.root / name), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        if kind != "rollups":
+            table = table.append_column("filter", pa.array(filter_of(rows), pa.uint8()))
+        with pa.OSFile(str(self.root / name), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
         data = (self.root / name).read_bytes()
         db.execute(

@@ -43,6 +43,9 @@ _SCHEMAS = {
     ],
 }
 
+_FILTER = ("filter", pa.uint8())
+_FILTER_SHIFTS = (0, 6, 12, 18)
+
 
 @dataclass(frozen=True)
 class OpenRun:
@@ -74,21 +77,40 @@ KINDS = {"index": "index", "summaries": "summary", "rollups": "rollup"}
 
 
 def batches_of(run: OpenRun, findings: Findings) -> list[pa.RecordBatch]:
-    """The pages of a run, still mapped; none where they cannot be read."""
+    """The pages of a run, still mapped, without their filters; none where they cannot be read."""
     try:
         reader = pa.ipc.open_file(run.data)
         found = [(field.name, field.type) for field in reader.schema]
-        if found != _SCHEMAS[run.row.kind]:
+        has_filter = run.row.kind != "rollups" and found[-1:] == [_FILTER]
+        if found[: -1 if has_filter else None] != _SCHEMAS[run.row.kind]:
             raise pa.ArrowInvalid(f"its columns are {found}")
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-        for batch in batches:
+        for number, batch in enumerate(batches):
             batch.validate(full=run.row.kind != "index")
             if any(column.null_count for column in batch.columns):
                 raise pa.ArrowInvalid("it holds nulls")
+            if has_filter and (kept_out := _kept_out(batch)):
+                message = f"the filter of page {number} says of {kept_out} of its hashes that they are not there"
+                findings.add(KINDS[run.row.kind], run.row.name, message)
     except (OSError, pa.ArrowException) as error:
         findings.add(KINDS[run.row.kind], run.row.name, f"cannot be read: {error}")
         return []
-    return batches
+    return [batch.select([name for name, _ in _SCHEMAS[run.row.kind]]) for batch in batches]
+
+
+def _kept_out(page: pa.RecordBatch) -> int:
+    """How many of its own hashes do not pass the filter of a page: they would look new."""
+    hi, lo, filter_ = (page.column(name).to_numpy() for name in ("hi", "lo", "filter"))
+    words = filter_[: len(filter_) // 8 * 8].view("<u8")
+    if not len(words):
+        return 0
+    density = len(hi) / max(float(hi.max() - hi.min()), 1.0)
+    even = np.minimum((hi - hi.min()).astype(np.float64) * density, float(len(hi) - 1)).astype(np.int64)
+    word = words[np.minimum(even // 8, len(words) - 1)]
+    passes = np.ones(len(hi), np.bool_)
+    for shift in _FILTER_SHIFTS:
+        passes &= (word >> (lo >> np.uint64(shift) & np.uint64(63)) & np.uint64(1)).astype(np.bool_)
+    return int(np.count_nonzero(~passes))
 
 
 def check_facts(run: OpenRun, rows: int, seqs: Sequence[I64], findings: Findings) -> None:

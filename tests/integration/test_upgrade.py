@@ -1,7 +1,8 @@
 """Upgrades: a data directory that an older oncelake wrote, opened by this one.
 
-`tests/data/format-1.tar.gz` was written by the code of the commit before rollups: five flushes, merged runs, records
-that only the log holds, dead letters, a finished file; beside it what it answered then.
+`tests/data/format-1.tar.gz` was written by the code of the commit before rollups, `format-2.tar.gz` by the one before
+filters in runs: five flushes, merged runs, records that only the log holds, dead letters, a finished file; beside it
+what it answered then.
 """
 
 from __future__ import annotations
@@ -23,21 +24,27 @@ from store.schema import FORMAT_VERSION
 from store.verify import verify
 from tests.support.lake import Lake
 
-SAMPLE = Path(__file__).parents[1] / "data" / "format-1.tar.gz"
+SAMPLES = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture(params=range(1, FORMAT_VERSION))
+def version(request: pytest.FixtureRequest) -> int:
+    """Of the sample."""
+    return int(request.param)
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(tmp_path: Path, version: int) -> Path:
     """The sample, unpacked."""
-    with tarfile.open(SAMPLE) as archive:
+    with tarfile.open(SAMPLES / f"format-{version}.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
-    return tmp_path / "format-1"
+    return tmp_path / f"format-{version}"
 
 
 @pytest.fixture
 def told(root: Path) -> dict[str, Any]:
     """What it answered then."""
-    found: dict[str, Any] = json.loads((root.parent / "format-1.json").read_bytes())
+    found: dict[str, Any] = json.loads(root.with_name(f"{root.name}.json").read_bytes())
     return found
 
 
@@ -58,14 +65,14 @@ def assert_serves(root: Path, told: dict[str, Any]) -> None:
     assert verify(root).ok
 
 
-def test_the_sample_is_old(root: Path) -> None:
+def test_the_sample_is_old(root: Path, version: int) -> None:
     """And is in order before it is upgraded, as far as its format goes."""
     identity = load_identity(root)
-    assert identity is not None and identity.format == 1
+    assert identity is not None and identity.format == version
     assert verify(root).ok
 
 
-def test_a_directory_of_format_1_is_upgraded_and_serves(root: Path, told: dict[str, Any]) -> None:
+def test_an_old_directory_is_upgraded_and_serves(root: Path, told: dict[str, Any]) -> None:
     """The small files stay aside as they were."""
     before = (root / "oncelake.json").read_bytes()
     assert_serves(root, told)
@@ -75,12 +82,12 @@ def test_a_directory_of_format_1_is_upgraded_and_serves(root: Path, told: dict[s
 
 
 def test_a_backup_of_an_old_directory_is_upgraded_where_it_is_served(
-    root: Path, told: dict[str, Any], tmp_path: Path
+    root: Path, version: int, told: dict[str, Any], tmp_path: Path
 ) -> None:
     """It is copied in its own format."""
     back_up(root, tmp_path / "copy", Disk())
     identity = load_identity(tmp_path / "copy")
-    assert identity is not None and identity.format == 1
+    assert identity is not None and identity.format == version
     assert_serves(tmp_path / "copy", told)
 
 
@@ -131,7 +138,7 @@ def test_an_upgrade_may_end_anywhere(root: Path, told: dict[str, Any]) -> None:
     assert_serves(root, told)
 
 
-@pytest.mark.parametrize("changed", [("2", "0"), ("2", "1"), ("2", "-1")])
+@pytest.mark.parametrize("changed", [("3", "0"), ("3", "1"), ("3", "2"), ("3", "-1")])
 def test_a_format_that_never_was_is_damage(tmp_path: Path, changed: tuple[str, str]) -> None:
     """It is named, by a start and by `verify`; an older number would skip the checksum."""
     lake = Lake(tmp_path / "data")
@@ -144,11 +151,11 @@ def test_a_format_that_never_was_is_damage(tmp_path: Path, changed: tuple[str, s
         verify(lake.root)
 
 
-def test_a_newer_format_is_refused_and_nothing_is_changed(root: Path) -> None:
+def test_a_newer_format_is_refused_and_nothing_is_changed(root: Path, version: int) -> None:
     """With what it knows, and what to do."""
     path = root / "oncelake.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 3'))
+    path.write_text(path.read_text().replace(f'"format": {version}', '"format": 4'))
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != "lock"}
-    with pytest.raises(StoreVersionError, match="knows formats up to 2"):
+    with pytest.raises(StoreVersionError, match="knows formats up to 3"):
         Lake(root)
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != "lock"} == before

@@ -14,9 +14,10 @@ from store import kernels, runs
 from store.files import Disk
 from store.flush import write_run
 from store.index import INDEX_SCHEMA, entries, find, sorted_entries
-from store.runs import Run, map_run, merge_ranges
+from store.runs import Run, filter_of, map_run, merge_ranges
 from store.search import search
 from store.summaries import SUMMARY_SCHEMA, added_up
+from tests import storebuilder
 
 U64 = npt.NDArray[np.uint64]
 
@@ -80,6 +81,52 @@ def test_a_look_up_finds_every_row_with_the_hash_and_no_other(
             find(both, questions, other),
         ):
             assert sorted(zip(found.needle.tolist(), found.seq.tolist(), strict=True)) == wanted
+
+
+@pytest.mark.parametrize("shape", ["uniform", "crowded", "both ends", "powers"])
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 15, 3_001])
+def test_a_filter_is_the_one_of_the_documents(monkeypatch: pytest.MonkeyPatch, shape: str, rows: int) -> None:
+    """In C and without it, as a second implementation in plain Python has it: others read these files."""
+    for seed in range(3):
+        chance = np.random.Generator(np.random.Philox(seed))
+        hi, lo = np.sort(drawn(shape, rows, chance)), drawn("uniform", rows, chance)
+        wanted = storebuilder.filter_of(list(zip(hi.tolist(), lo.tolist(), strict=True)))
+        assert filter_of(hi, lo).tobytes() == wanted
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "_C", None)
+            assert filter_of(hi, lo).tobytes() == wanted
+
+
+def test_of_new_hashes_few_pass_the_filter(tmp_path: Path) -> None:
+    """1 in 29; the others are not sought: where the filter says that nothing is there, nothing is found."""
+    chance = np.random.Generator(np.random.Philox(1))
+    hi, lo = (drawn("uniform", 100_000, chance) for _ in range(2))
+    run = on_disk(tmp_path, [run_of(hi, lo)])
+    asked, other = np.sort(drawn("uniform", 50_000, chance)), drawn("uniform", 50_000, chance)
+    words = filter_of(run.hi[0], run.lo[0]).view(np.uint64)
+    even = (asked - run.hi[0][0]).astype(np.float64) * (100_000 / float(run.hi[0][-1] - run.hi[0][0]))
+    word = words[np.clip(even.astype(np.int64), 0, 99_999) // 8]
+    passes = np.all([word >> (other >> np.uint64(shift) & np.uint64(63)) & np.uint64(1) for shift in (0, 6, 12, 18)], 0)
+    assert 0.030 < np.mean(passes) < 0.039
+    data = (tmp_path / "run").read_bytes()
+    bits = words.tobytes()
+    assert data.count(bits) == 1
+    (tmp_path / "none").write_bytes(data.replace(bits, bytes(len(bits))))
+    nothing_passes = map_run(tmp_path / "none", "none", INDEX_SCHEMA)
+    assert len(find([run], run.hi[0], run.lo[0]).needle) == 100_000
+    assert len(find([nothing_passes], run.hi[0], run.lo[0]).needle) == 0
+
+
+def test_a_run_without_filters_is_searched_as_well(tmp_path: Path) -> None:
+    """Format 2 wrote such; beside one that has them."""
+    chance = np.random.Generator(np.random.Philox(2))
+    hi, lo = np.sort(drawn("uniform", 9_000, chance)), drawn("uniform", 9_000, chance)
+    with pa.ipc.new_file(tmp_path / "old", INDEX_SCHEMA) as writer:
+        for page in run_of(hi[::2], lo[::2]).pages:
+            writer.write_batch(page)
+    both = [map_run(tmp_path / "old", "old", INDEX_SCHEMA), on_disk(tmp_path, [run_of(hi[1::2], lo[1::2])])]
+    assert sorted(find(both, hi, lo).needle.tolist()) == list(range(9_000))
+    assert len(find(both, hi, lo ^ np.uint64(1)).needle) == 0
 
 
 def test_an_empty_run_and_an_empty_question_find_nothing(tmp_path: Path) -> None:

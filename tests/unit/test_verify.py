@@ -13,7 +13,7 @@ import pytest
 
 from store.schema import STORED
 from store.verify import Difference, Report, verify
-from tests.storebuilder import DAY_US, SCHEMAS, START_US, StoreBuilder, build, sample
+from tests.storebuilder import DAY_US, SCHEMAS, START_US, StoreBuilder, build, checksum, sample
 
 NOTIFICATIONS = "outbox/notifications/00000000000000000001.jsonl"
 ALERTS = "outbox/alerts/00000000000000000001.jsonl"
@@ -308,12 +308,32 @@ def edit_run(store: StoreBuilder, kind: str, change: Callable[[list[list[Any]]],
     """Change the rows of the first run of a kind, catalog and all."""
     path = sorted(store.root.glob(f"internal/{kind}/*.arrow"))[0]
     name = str(path.relative_to(store.root))
-    rows = [list(row.values()) for row in pa.ipc.open_file(path.read_bytes()).read_all().to_pylist()]
+    found = pa.ipc.open_file(path.read_bytes()).read_all().select(SCHEMAS[kind].names)
+    rows = [list(row.values()) for row in found.to_pylist()]
     change(rows)
     with store.database() as db:
         seqs = db.execute("SELECT min_seq, max_seq FROM runs WHERE name = ?", (name,)).fetchone()
         store.write_run(db, name, kind, SCHEMAS[kind], [tuple(row) for row in rows], seqs)
     return name
+
+
+@pytest.mark.parametrize(("kind", "difference"), [("index", "index"), ("summaries", "summary")])
+def test_a_filter_that_keeps_a_known_hash_out_is_found(store: StoreBuilder, kind: str, difference: str) -> None:
+    """Its record would be stored again, or what went before it would be forgotten."""
+    path = sorted(store.root.glob(f"internal/{kind}/*.arrow"))[0]
+    name = str(path.relative_to(store.root))
+    rows = pa.ipc.open_file(path.read_bytes()).read_all()
+    bits = rows.column("filter").to_numpy().copy()
+    byte = int(bits.argmax())
+    bits[byte] &= bits[byte] - 1  # without its lowest bit
+    changed = rows.set_column(rows.schema.get_field_index("filter"), "filter", pa.array(bits))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, changed.schema) as writer:
+        writer.write_table(changed)
+    with store.database() as db:
+        db.execute("UPDATE runs SET sum = ? WHERE name = ?", (checksum(path.read_bytes()), name))
+    report = verify(store.root)
+    assert "of its hashes that they are not there" in found(report, difference, name).message
+    assert len(report.differences) == 1
 
 
 @pytest.mark.parametrize("column", range(4))
