@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -129,10 +129,11 @@ class Committer:
         """Batches that wait."""
         return len(self._queue)
 
-    def submit(self, batch: Batch) -> Promise[Result]:
+    def submit(self, batch: Batch, pieces: Sequence[Piece] = ()) -> Promise[Result]:
         """Queue a batch. The future has its result once the commit is durable, or an `OncelakeError`.
 
-        A piece of a file waits here for its turn; a request is refused with `QueueFullError` when too much waits.
+        `pieces` are those of its chunks, where their preparation has begun (`piece`). A piece of a file waits here for
+        its turn; a request is refused with `QueueFullError` when too much waits.
         """
         job = Job(batch, rows=1 if batch.record is not None else sum(chunk.received for chunk in batch.chunks))
         if batch.atomic and job.rows > self._settings.atomic_rows:
@@ -141,10 +142,10 @@ class Committer:
                 f"this one holds {job.rows}: send it without atomic, or in smaller batches",
                 code="too_large_atomic",
             )
-        self._queue.put(job, lambda: map(self._piece, batch.chunks))
+        self._queue.put(job, lambda: pieces or map(self.piece, batch.chunks))
         return job.future
 
-    def _piece(self, chunk: Chunk) -> Piece:
+    def piece(self, chunk: Chunk) -> Piece:
         """A chunk, and its preparation begun unless it is small."""
         if chunk.records.num_rows < _SMALL_ROWS:
             return Piece(chunk, None)

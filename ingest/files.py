@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from ingest.batch import Batch, Chunk, InputStep, Reject, Source
+from ingest.batch import Batch, InputStep, Reject, Source
 from ingest.committer import Committer
 from ingest.decode import Limits, decode_file
 from ingest.formats import by_file_name
-from ingest.plan import Result
+from ingest.plan import Piece, Result
 from ingest.receipts import sha256_of
 from ingest.record import Rules
 from store.errors import InputError, InvalidSchemaError, TransientError
@@ -32,7 +32,7 @@ _LARGE_BYTES = 4 << 20
 """A smaller file is hashed in less time than a thread is worth."""
 
 _AHEAD_CHUNKS = 16
-"""At most so many are decoded before their file is hashed: as many as may wait for the committer."""
+"""At most so many are decoded and prepared before their file is hashed: as many as may wait for the committer."""
 
 Progress = Callable[[int], None]
 """Called with the number of records that were handed to the committer."""
@@ -99,9 +99,10 @@ def _submit(
     try:
         fmt, compression = by_file_name(name)
         chunks = decode_file(path, fmt, compression, rules, limits, begin)
-        for chunk, is_last in _with_last(_ahead(chunks, hashing)):
+        for piece, is_last in _with_last(_ahead(map(committer.piece, chunks), hashing)):
+            chunk = piece.chunk
             step = InputStep(name, *hashing.result(), started, begin, chunk.end, done=is_last)
-            submission.futures.append(committer.submit(Batch(source, (chunk,), step=step)))
+            submission.futures.append(committer.submit(Batch(source, (chunk,), step=step), [piece]))
             begin = chunk.end
             progress(chunk.received)
     except InputError as error:
@@ -124,20 +125,20 @@ def _hashing(path: Path, size: int) -> Future[tuple[int, str]]:
     return found
 
 
-def _ahead(chunks: Iterator[Chunk], hashing: Future[tuple[int, str]]) -> Iterator[Chunk]:
-    """The chunks. While the file is hashed, without which none can be committed, the first few are decoded."""
-    first: deque[Chunk] = deque()
+def _ahead(pieces: Iterator[Piece], hashing: Future[tuple[int, str]]) -> Iterator[Piece]:
+    """The pieces. While the file is hashed, without which none can be committed, the first few are prepared."""
+    first: deque[Piece] = deque()
     error: InputError | None = None
     try:
-        while not hashing.done() and len(first) < _AHEAD_CHUNKS and (chunk := next(chunks, None)) is not None:
-            first.append(chunk)
+        while not hashing.done() and len(first) < _AHEAD_CHUNKS and (piece := next(pieces, None)) is not None:
+            first.append(piece)
     except InputError as found:
         error = found
     while first:
         yield first.popleft()
     if error is not None:
         raise error
-    yield from chunks
+    yield from pieces
 
 
 @contextlib.contextmanager

@@ -24,16 +24,18 @@ _NAME_BYTES = 255 - len(f".{RECEIPT_SUFFIX}.tmp")
 """File systems take names of 255 bytes; the receipt is staged beside the file under a longer one."""
 
 _ENDING_BYTES = 32
+_READ_BYTES = 1 << 18
 
 
 def sha256_of(path: Path) -> tuple[int, str]:
     """Size and SHA-256 (hex) of a file."""
     hasher = hashlib.sha256()
     size = 0
-    with path.open("rb") as file:
-        while piece := file.read(4 << 20):
-            hasher.update(piece)
-            size += len(piece)
+    room = memoryview(bytearray(_READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while read := file.readinto(room):
+            hasher.update(room[:read])
+            size += read
     return size, hasher.hexdigest()
 
 
