@@ -129,6 +129,11 @@ class Committer:
         """Batches that wait."""
         return len(self._queue)
 
+    @property
+    def are_requests_expected(self) -> bool:
+        """Whether clients wait for answers, or have waited within the last second."""
+        return self._queue.are_requests_expected
+
     def submit(self, batch: Batch, pieces: Sequence[Piece] = ()) -> Promise[Result]:
         """Queue a batch. The future has its result once the commit is durable, or an `OncelakeError`.
 

@@ -19,14 +19,22 @@ _WORTH_ROWS = 32_768
 class Flusher(Worker):
     """Flushes a store every `interval_s`, or as soon as it holds `rows` or `size` bytes of hot rows.
 
-    `after` is called after each flush. A stop flushes what is left.
+    `after` is called after each flush. A stop flushes what is left. While `is_waited_for` says that clients wait for
+    answers, a flush leaves them a core.
     """
 
     def __init__(
-        self, store: Store, interval_s: float, rows: int, size: int, after: Callable[[], object] = lambda: None
+        self,
+        store: Store,
+        interval_s: float,
+        rows: int,
+        size: int,
+        after: Callable[[], object] = lambda: None,
+        is_waited_for: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(store, "flusher", "flush")
         self._after = after
+        self._is_waited_for = is_waited_for
         self._interval_s = interval_s
         self._rows = rows
         self._bytes = size
@@ -54,7 +62,7 @@ class Flusher(Worker):
     def run_once(self) -> int:
         """One flush, and what comes after it. How many records were flushed."""
         began = time.monotonic()
-        rows = self._store.flush_once()
+        rows = self._store.flush_once(self._is_waited_for)
         if rows:
             flushes, records, seconds = self.done
             self.done = (flushes + 1, records + rows, seconds + time.monotonic() - began)

@@ -99,10 +99,6 @@ def _text_chunks(text: bytes, at: Position, rules: Rules, chunk_rows: int, exact
 
 def _rows(text: bytes, starts: Ints, ends: Ints, first_line: int) -> Lines:
     """The lines that are not blank, without their CR."""
-    begin, stop = int(starts[0]), int(ends[-1])
-    if begin or stop + 1 < len(text):  # all of it is not copied for the sake of its last line feed
-        text = text[begin:stop]
-        starts, ends = starts - begin, ends - begin
     data = np.frombuffer(text, np.uint8)
     numbers = np.arange(first_line, first_line + len(starts))
     if len(data):

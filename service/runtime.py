@@ -110,7 +110,14 @@ class Lake:
         )
         self.retention = Retention(self.store, self.committer.raise_floors)
         self.merger = Merger(self.store)
-        self.flusher = Flusher(self.store, store.flush_interval_s, store.flush_rows, store.flush_bytes, self._flushed)
+        self.flusher = Flusher(
+            self.store,
+            store.flush_interval_s,
+            store.flush_rows,
+            store.flush_bytes,
+            after=self._flushed,
+            is_waited_for=lambda: self.committer.are_requests_expected,
+        )
         rules = RecordRules(ingest.unknown_fields, ingest.negative_values, max_depth=ingest.max_json_depth)
         self.intake = Intake(
             self.committer,

@@ -6,10 +6,11 @@ crash leaves half done is rolled forward from the intent (`move_into_place`), be
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,11 +75,27 @@ class _Target:
         return f"{self.first_seq:020d}-{self.last_seq:020d}"
 
 
-def stage(disk: Disk, root: Path, hot: Hot) -> Intent:
+class _Steps:
+    """The steps of a flush, in several threads: one at a time while somebody waits for the cores."""
+
+    def __init__(self, is_waited_for: Callable[[], bool]) -> None:
+        self._is_waited_for = is_waited_for
+        self._turn = threading.Lock()
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """One of them, some 10 ms of work."""
+        with self._turn if self._is_waited_for() else contextlib.nullcontext():
+            yield
+
+
+def stage(disk: Disk, root: Path, hot: Hot, is_waited_for: Callable[[], bool] = lambda: False) -> Intent:
     """Write everything of a flush into the staging directory, synced and read back.
 
-    The Parquet files of a large flush are written beside each other, and its runs beside them.
+    The Parquet files of a large flush are written beside each other, and its runs beside them; one at a time where
+    `is_waited_for` says so when it begins.
     """
+    steps = _Steps(is_waited_for)
     first_seq = hot.tables[0].column("seq")[0].as_py()
     target = _Target(first_seq, first_seq + hot.rows - 1)
     staging = root / STAGING
@@ -87,21 +104,25 @@ def stage(disk: Disk, root: Path, hot: Hot) -> Intent:
     def write(numbered: tuple[int, Partition]) -> tuple[Move, FileRow]:
         number, partition = numbered
         source = staging / f"{target.stem}.{number}.parquet"
-        write_partition(partition.rows(), source, (target.first_seq, target.last_seq))
+        with steps.step():
+            write_partition(partition.rows(), source, (target.first_seq, target.last_seq))
         disk.sync_file(source)
-        row = describe(source, f"{day_directory(partition.day)}/{target.stem}.parquet", partition.day)
+        with steps.step():
+            row = describe(source, f"{day_directory(partition.day)}/{target.stem}.parquet", partition.day)
         return Move(str(source.relative_to(root)), row.name), row
 
     def add(kind: str) -> tuple[Move, RunRow]:
         source = staging / f"{target.stem}.{kind}.arrow"
         name = f"internal/{kind}/{target.stem}.arrow"
-        row = write_run(disk, source, kind, name, _pages(hot, kind), (target.first_seq, target.last_seq))
+        with steps.step():
+            row = write_run(disk, source, kind, name, _pages(hot, kind), (target.first_seq, target.last_seq))
         return Move(str(source.relative_to(root)), name), row
 
     is_large = hot.rows >= _LARGE_ROWS
     with ThreadPoolExecutor(_ADDERS, thread_name_prefix="flusher", initializer=give_way) as beside:
         added = [beside.submit(add, kind) for kind in KINDS] if is_large else []
-        parts = list(enumerate(partitions(pa.concat_tables(hot.tables))))
+        with steps.step():
+            parts = list(enumerate(partitions(pa.concat_tables(hot.tables))))
         written = overlapped(write, parts, at_least=_WRITERS if is_large else 1)
         runs = [done.result() for done in added] if is_large else [add(kind) for kind in KINDS]
     if sum(row.rows for _, row in written) != hot.rows:

@@ -51,7 +51,10 @@ _PREVIOUS_BYTES = 384
 _LINE_BYTES = 64
 """What a row takes at most beside its strings; the same figures stand in the C."""
 
-_VERSION = 6
+_LEAST_LINE = 64
+"""Bytes of a line: of shorter ones a text may have more than there is room for, and is read twice."""
+
+_VERSION = 7
 """One more with every change of the C, where it stands too: what was built of another one is not loaded."""
 
 _CONTROL = -1
@@ -67,13 +70,12 @@ def load(path: Path) -> ctypes.CDLL:
     if library.kernels_version() != _VERSION:
         raise OSError("it was built of another version of store/kernels.c")
     for name in (
-        "count_lines", "find_hashes", "gather_offsets", "parse_lines", "render_notifications", "render_previous",
+        "find_hashes", "gather_offsets", "line_ends", "parse_lines", "render_notifications", "render_previous",
         "render_records", "take_offsets",
     ):  # fmt: skip
         getattr(library, name).restype = ctypes.c_int64
     for name in (
-        "line_ends", "copy_spans", "gather_strings", "gather_words", "hash_records", "make_filter", "sort_keys",
-        "take_strings",
+        "copy_spans", "gather_strings", "gather_words", "hash_records", "make_filter", "sort_keys", "take_strings",
     ):  # fmt: skip
         getattr(library, name).restype = None
     return library
@@ -149,9 +151,13 @@ def line_ends(text: bytes) -> I64:
     """Where the line feeds of a text are."""
     if _C is None:
         return np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
-    ends = np.empty(_C.count_lines(text, ctypes.c_int64(len(text))), np.int64)
-    _C.line_ends(text, ctypes.c_int64(len(text)), _at(ends))
-    return ends
+    room = len(text) // _LEAST_LINE
+    while True:
+        ends = np.empty(room, np.int64)
+        lines = _C.line_ends(text, ctypes.c_int64(len(text)), _at(ends), ctypes.c_int64(room))
+        if lines <= room:
+            return ends[:lines]
+        room = lines
 
 
 def decode_lines(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -312,9 +312,10 @@ class Store:
 
     # -- flushing (one thread)
 
-    def flush_once(self) -> int:
+    def flush_once(self, is_waited_for: Callable[[], bool] = lambda: False) -> int:
         """Put everything that is committed now into Parquet. Returns the number of records.
 
+        While `is_waited_for` says that others need the cores, it keeps to one.
         Where it fails for want of room the hot rows stay and the next call tries again.
         """
         self.settle()  # before the lock, which the committer waits for
@@ -330,7 +331,7 @@ class Store:
         try:
             if self._intent is None:
                 clear_staging(self.disk, self.root)
-                staged = stage(self.disk, self.root, frozen)
+                staged = stage(self.disk, self.root, frozen, is_waited_for)
                 self._catalog.intend(staged)
                 self._intent = staged
             intent = self._intent

@@ -98,7 +98,7 @@ def test_a_flush_that_does_not_come(lake: Lake, monkeypatch: pytest.MonkeyPatch)
     goes_on = threading.Event()
     flush = lake.store.flush_once
     monkeypatch.setattr(service.health, "_LATEST_FLUSH_S", 0.2)
-    monkeypatch.setattr(lake.store, "flush_once", lambda: (goes_on.wait(20), flush())[1])
+    monkeypatch.setattr(lake.store, "flush_once", lambda *waited: (goes_on.wait(20), flush(*waited))[1])
     time.sleep(0.1)
     post(lake, 0).result(20)
     wait_until(lambda: "too long to be put into Parquet" in status(lake))
@@ -110,7 +110,7 @@ def test_a_flush_that_fails_for_want_of_room(lake: Lake, monkeypatch: pytest.Mon
     """It says so while it tries again."""
     with monkeypatch.context() as patch:
 
-        def full() -> int:
+        def full(*waited: object) -> int:
             raise DiskFullError("no room to flush")
 
         patch.setattr(lake.store, "flush_once", full)

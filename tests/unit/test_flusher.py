@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from ingest.flusher import Flusher
+from store import flush
 from tests.support.direct import Direct, open_store, record_of
 
 
@@ -16,8 +21,8 @@ def test_a_stop_flushes_what_was_committed_beside_a_flush(tmp_path: Path) -> Non
     flushes, goes_on = threading.Event(), threading.Event()
     flush_once = store.flush_once
 
-    def held() -> int:
-        rows = flush_once()
+    def held(*waited: Callable[[], bool]) -> int:
+        rows = flush_once(*waited)
         flushes.set()
         assert goes_on.wait(20)
         return rows
@@ -36,4 +41,48 @@ def test_a_stop_flushes_what_was_committed_beside_a_flush(tmp_path: Path) -> Non
     stopping.join(20)
     assert not flusher.alive
     assert store.flushed == store.seq == 2
+    store.close()
+
+
+class Beside:
+    """How many calls are under way at most."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._now: list[str] = []
+        self._met = threading.Condition()
+
+    def watched(self, action: Callable[..., Any], expected: int) -> Callable[..., Any]:
+        """The function, which first waits for so many to be under way, or for a moment."""
+
+        def call(*given: Any) -> Any:
+            with self._met:
+                self._now.append("")
+                self.most = max(self.most, len(self._now))
+                self._met.notify_all()
+                self._met.wait_for(lambda: self.most >= expected, 0.5)
+            try:
+                return action(*given)
+            finally:
+                with self._met:
+                    self._now.pop()
+
+        return call
+
+
+@pytest.mark.parametrize(("waits", "most"), [(True, 2), (False, 4)])
+def test_a_flush_keeps_to_one_core_while_clients_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, waits: bool, most: int
+) -> None:
+    """Its files and runs are made one at a time; else several beside each other."""
+    monkeypatch.setattr(flush, "_LARGE_ROWS", 1)
+    beside = Beside()
+    for name in ("write_partition", "describe", "write_run"):
+        monkeypatch.setattr(flush, name, beside.watched(getattr(flush, name), most))
+    store = open_store(tmp_path / "data")
+    committer = Direct(store)
+    committer.take([record_of(number) for number in range(1, 30)])
+    flusher = Flusher(store, 60.0, 1, 1 << 30, is_waited_for=lambda: waits)
+    assert flusher.run_once() == 29
+    assert beside.most == 1 if waits else beside.most >= most
     store.close()

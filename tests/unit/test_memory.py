@@ -100,7 +100,7 @@ class Flushed:
     def __init__(self, *rows: int) -> None:
         self._rows = iter(rows)
 
-    def flush_once(self) -> int:
+    def flush_once(self, is_waited_for: object) -> int:
         return next(self._rows)
 
 
