@@ -130,9 +130,14 @@ class Committer:
         return len(self._queue)
 
     @property
-    def are_requests_expected(self) -> bool:
-        """Whether clients wait for answers, or have waited within the last second."""
-        return self._queue.are_requests_expected
+    def wants_cores(self) -> bool:
+        """Whether clients wait for answers, or did within the last second, and a flush may take its time."""
+        settings, store = self._settings, self._store
+        has_time = (
+            2 * store.hot_rows < settings.hot_rows_soft + settings.hot_rows_hard
+            and 2 * store.hot_bytes < settings.hot_bytes_soft + settings.hot_bytes_hard
+        )
+        return has_time and self._queue.are_requests_expected
 
     def submit(self, batch: Batch, pieces: Sequence[Piece] = ()) -> Promise[Result]:
         """Queue a batch. The future has its result once the commit is durable, or an `OncelakeError`.
@@ -147,6 +152,7 @@ class Committer:
                 f"this one holds {job.rows}: send it without atomic, or in smaller batches",
                 code="too_large_atomic",
             )
+        assert not pieces or [id(piece.chunk) for piece in pieces] == [id(chunk) for chunk in batch.chunks]
         self._queue.put(job, lambda: pieces or map(self.piece, batch.chunks))
         return job.future
 
@@ -154,7 +160,10 @@ class Committer:
         """A chunk, and its preparation begun unless it is small."""
         if chunk.records.num_rows < _SMALL_ROWS:
             return Piece(chunk, None)
-        preparing = self._preparing.submit(prepared, chunk.records, self._store.hasher)
+        try:
+            preparing = self._preparing.submit(prepared, chunk.records, self._store.hasher)
+        except RuntimeError:  # it has stopped, and will not take the batch
+            return Piece(chunk, None)
         preparing.add_done_callback(lambda _: self._queue.wake())
         return Piece(chunk, preparing)
 

@@ -31,7 +31,7 @@ T = TypeVar("T")
 _LARGE_BYTES = 4 << 20
 """A smaller file is hashed in less time than a thread is worth."""
 
-_AHEAD_CHUNKS = 16
+_AHEAD_CHUNKS, _AHEAD_BYTES = 16, 64 << 20
 """At most so many are decoded and prepared before their file is hashed: as many as may wait for the committer."""
 
 Progress = Callable[[int], None]
@@ -128,10 +128,14 @@ def _hashing(path: Path, size: int) -> Future[tuple[int, str]]:
 def _ahead(pieces: Iterator[Piece], hashing: Future[tuple[int, str]]) -> Iterator[Piece]:
     """The pieces. While the file is hashed, without which none can be committed, the first few are prepared."""
     first: deque[Piece] = deque()
+    size = 0
     error: InputError | None = None
     try:
-        while not hashing.done() and len(first) < _AHEAD_CHUNKS and (piece := next(pieces, None)) is not None:
+        while not hashing.done() and len(first) < _AHEAD_CHUNKS and size < _AHEAD_BYTES:
+            if (piece := next(pieces, None)) is None:
+                break
             first.append(piece)
+            size += piece.chunk.records.nbytes
     except InputError as found:
         error = found
     while first:

@@ -19,8 +19,8 @@ _WORTH_ROWS = 32_768
 class Flusher(Worker):
     """Flushes a store every `interval_s`, or as soon as it holds `rows` or `size` bytes of hot rows.
 
-    `after` is called after each flush. A stop flushes what is left. While `is_waited_for` says that clients wait for
-    answers, a flush leaves them a core.
+    `after` is called after each flush. A stop flushes what is left. While `is_waited_for` says that others need the
+    cores, a flush keeps to one.
     """
 
     def __init__(

@@ -115,7 +115,7 @@ class Queue:
             self._wakeup.notify_all()
 
     def put(self, job: Job, pieces: Callable[[], Iterable[Piece]]) -> None:
-        """Queue a job with its pieces, which are made once there is room.
+        """Queue a job with its pieces, which are asked for once there is room.
 
         A piece of a file waits here for its turn; a request is refused with `QueueFullError` when too much waits.
         """

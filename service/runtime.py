@@ -110,14 +110,8 @@ class Lake:
         )
         self.retention = Retention(self.store, self.committer.raise_floors)
         self.merger = Merger(self.store)
-        self.flusher = Flusher(
-            self.store,
-            store.flush_interval_s,
-            store.flush_rows,
-            store.flush_bytes,
-            after=self._flushed,
-            is_waited_for=lambda: self.committer.are_requests_expected,
-        )
+        bounds = (store.flush_interval_s, store.flush_rows, store.flush_bytes)
+        self.flusher = Flusher(self.store, *bounds, self._flushed, lambda: self.committer.wants_cores)
         rules = RecordRules(ingest.unknown_fields, ingest.negative_values, max_depth=ingest.max_json_depth)
         self.intake = Intake(
             self.committer,

@@ -84,16 +84,26 @@ class _Steps:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """One of them, some 10 ms of work."""
+        """One of them: work of 10 to 100 ms, in which nothing is synced."""
         with self._turn if self._is_waited_for() else contextlib.nullcontext():
             yield
+
+    def each(self, pages: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The pages, each of which is made in a step."""
+        made = iter(pages)
+        while True:
+            with self.step():
+                page = next(made, None)
+            if page is None:
+                return
+            yield page
 
 
 def stage(disk: Disk, root: Path, hot: Hot, is_waited_for: Callable[[], bool] = lambda: False) -> Intent:
     """Write everything of a flush into the staging directory, synced and read back.
 
-    The Parquet files of a large flush are written beside each other, and its runs beside them; one at a time where
-    `is_waited_for` says so when it begins.
+    The Parquet files of a large flush are written beside each other, and its runs beside them; while `is_waited_for`
+    says so, one after another.
     """
     steps = _Steps(is_waited_for)
     first_seq = hot.tables[0].column("seq")[0].as_py()
@@ -114,8 +124,8 @@ def stage(disk: Disk, root: Path, hot: Hot, is_waited_for: Callable[[], bool] = 
     def add(kind: str) -> tuple[Move, RunRow]:
         source = staging / f"{target.stem}.{kind}.arrow"
         name = f"internal/{kind}/{target.stem}.arrow"
-        with steps.step():
-            row = write_run(disk, source, kind, name, _pages(hot, kind), (target.first_seq, target.last_seq))
+        seqs = (target.first_seq, target.last_seq)
+        row = write_run(disk, source, kind, name, steps.each(_pages(hot, kind)), seqs)
         return Move(str(source.relative_to(root)), name), row
 
     is_large = hot.rows >= _LARGE_ROWS

@@ -51,8 +51,8 @@ _PREVIOUS_BYTES = 384
 _LINE_BYTES = 64
 """What a row takes at most beside its strings; the same figures stand in the C."""
 
-_LEAST_LINE = 64
-"""Bytes of a line: of shorter ones a text may have more than there is room for, and is read twice."""
+_LINE_GUESS = 64
+"""Bytes of a line, or more: a text of shorter ones has more than there is room for, and is read twice."""
 
 _VERSION = 7
 """One more with every change of the C, where it stands too: what was built of another one is not loaded."""
@@ -151,7 +151,7 @@ def line_ends(text: bytes) -> I64:
     """Where the line feeds of a text are."""
     if _C is None:
         return np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n"))
-    room = len(text) // _LEAST_LINE
+    room = len(text) // _LINE_GUESS
     while True:
         ends = np.empty(room, np.int64)
         lines = _C.line_ends(text, ctypes.c_int64(len(text)), _at(ends), ctypes.c_int64(room))

@@ -5,8 +5,8 @@ hash over all of them; equal hashes never lie on two pages. In a file it is an u
 mapped, not loaded: what is looked up often stays in the page cache, and memory does not grow with what is stored.
 `store.search` looks into them.
 
-Each page of a file has a filter, a byte a row, which says of 28 in 29 new hashes that they are not there:
-of them a look-up reads nothing else.
+Each page of a file has a filter, a byte a row, which says of 28 in 29 new hashes that they are not there: a
+look-up of these reads nothing else.
 
 Runs are merged in tiers, as in an LSM tree, a range of hashes at a time, so that a merge needs the memory of a few
 pages whatever the size of the runs.
@@ -75,6 +75,8 @@ class Run:
         self.hi, self.lo = ([page.column(name).to_numpy() for page in self.pages] for name in ("hi", "lo"))
         self._mapped = mapped
         self._places: dict[str, I64] = {}
+        if len(filters) not in (0, len(self.pages)):
+            raise ValueError(f"{len(filters)} filters of {len(self.pages)} pages")
         self._filters = [column.to_numpy() for column in filters]
         if mapped is not None:
             for column in self.pages[0].schema.names if self.pages else ():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from ingest.batch import Batch, Chunk, Located, Record, Reject, Source
 from ingest.committer import Committer, CommitterSettings
-from ingest.plan import Result
+from ingest.plan import Piece, Result
 from store.compaction import CompactionSettings
 from store.files import Disk
 from store.identity import Identity, save_identity
@@ -37,8 +38,8 @@ class Direct(Committer):
     def __init__(self, store: Store, settings: CommitterSettings | None = None, **options: Any) -> None:
         super().__init__(store, Rules("10000"), settings or CommitterSettings(ahead_rows=1), **options)
 
-    def submit(self, batch: Batch) -> Future[Result]:
-        future = super().submit(batch)
+    def submit(self, batch: Batch, pieces: Sequence[Piece] = ()) -> Future[Result]:
+        future = super().submit(batch, pieces)
         if not self.held:
             self.drain()
         return future

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ class Beside:
                 self._now.append("")
                 self.most = max(self.most, len(self._now))
                 self._met.notify_all()
-                self._met.wait_for(lambda: self.most >= expected, 0.5)
+                self._met.wait_for(lambda: self.most >= expected, 0.1 if expected == 2 else 20)
             try:
                 return action(*given)
             finally:
@@ -77,8 +77,15 @@ def test_a_flush_keeps_to_one_core_while_clients_wait(
     """Its files and runs are made one at a time; else several beside each other."""
     monkeypatch.setattr(flush, "_LARGE_ROWS", 1)
     beside = Beside()
-    for name in ("write_partition", "describe", "write_run"):
+    pages = flush._pages
+
+    def watched(*given: Any) -> Iterator[Any]:
+        for page in list(pages(*given)):
+            yield beside.watched(lambda page=page: page, most)()
+
+    for name in ("write_partition", "describe"):
         monkeypatch.setattr(flush, name, beside.watched(getattr(flush, name), most))
+    monkeypatch.setattr(flush, "_pages", watched)
     store = open_store(tmp_path / "data")
     committer = Direct(store)
     committer.take([record_of(number) for number in range(1, 30)])

@@ -11,10 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+import ingest.committer
 import ingest.files
-from ingest.batch import Chunk
+from ingest.batch import Batch, Chunk, Source
+from ingest.committer import Committer
+from ingest.prepare import Prepared
+from ingest.receipts import sha256_of
+from store.errors import StoppingError
+from store.hashing import Hasher
+from store.journal import Rules
+from tests.support.direct import chunk_of, open_store, record_of
 from tests.support.lake import Lake
 
 FILES = 40
@@ -106,6 +115,52 @@ def test_a_file_that_is_taken_back_is_no_problem(lake: Lake, monkeypatch: pytest
     monkeypatch.setattr(Path, "is_file", taken_back)
     assert lake.inbox.run_once() == FILES - 1 and lake.inbox.problem is None
     lake.close()
+
+
+@pytest.mark.parametrize(("bound", "value", "pieces"), [("_AHEAD_CHUNKS", 3, 3), ("_AHEAD_BYTES", 1, 2)])
+def test_pieces_are_prepared_once_while_their_file_is_hashed(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, bound: str, value: int, pieces: int
+) -> None:
+    """Those that are decoded by then, and never again when they are committed."""
+    begun: list[int] = []
+    enough = threading.Event()
+    prepare = ingest.committer.prepared
+
+    def prepared(records: pa.RecordBatch, hasher: Hasher) -> Prepared:
+        begun.append(records.num_rows)
+        if len(begun) == pieces:
+            enough.set()
+        return prepare(records, hasher)
+
+    def hashed(path: Path) -> tuple[int, str]:
+        assert enough.wait(20)
+        time.sleep(0.05)
+        assert len(begun) == pieces
+        return sha256_of(path)
+
+    while lake.inbox.run_once():
+        pass
+    monkeypatch.setattr(ingest.committer, "_SMALL_ROWS", 1)
+    monkeypatch.setattr(ingest.committer, "prepared", prepared)
+    monkeypatch.setattr(ingest.files, "sha256_of", hashed)
+    monkeypatch.setattr(ingest.files, "_LARGE_BYTES", 0)
+    monkeypatch.setattr(ingest.files, bound, value)
+    lake.drop("large.ndjson", b"".join(map(line, range(1_000, 1_200))))
+    assert lake.inbox.run_once() == 1
+    assert begun == [16] * 12 + [8]
+    lake.close()
+
+
+def test_a_piece_of_a_service_that_stops_is_refused_as_such(tmp_path: Path) -> None:
+    """Not by an error of the threads that would have prepared it."""
+    store = open_store(tmp_path / "data")
+    committer = Committer(store, Rules("1"))
+    committer.start()
+    committer.stop()
+    chunk = chunk_of([record_of(number) for number in range(1, 2_000)], 0)
+    with pytest.raises(StoppingError, match="the service is stopping"):
+        committer.submit(Batch(Source(file="f"), (chunk,)), [committer.piece(chunk)])
+    store.close()
 
 
 @pytest.mark.parametrize("ahead", [3, 100])
