@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ingest.committer import CommitterSettings
 from ingest.flusher import Flusher
 from store import flush
 from tests.support.direct import Direct, open_store, record_of
@@ -92,4 +93,16 @@ def test_a_flush_keeps_to_one_core_while_clients_wait(
     flusher = Flusher(store, 60.0, 1, 1 << 30, is_waited_for=lambda: waits)
     assert flusher.run_once() == 29
     assert beside.most == 1 if waits else beside.most >= most
+    store.close()
+
+
+def test_a_flush_takes_its_time_only_where_it_has_it(tmp_path: Path) -> None:
+    """While clients wait, and hot rows are not so many that these wait for the flush itself."""
+    store = open_store(tmp_path / "data")
+    committer = Direct(store, CommitterSettings(hot_rows_soft=10, hot_rows_hard=20))
+    assert not committer.wants_cores
+    committer.take([record_of(number) for number in range(1, 15)])
+    assert committer.wants_cores
+    committer.take([record_of(15)])
+    assert store.hot_rows == 15 and not committer.wants_cores
     store.close()
