@@ -7,7 +7,7 @@ from collections.abc import Collection
 from urllib.parse import parse_qsl, urlencode
 
 from store.errors import QueryError
-from store.queries import Filters
+from store.filters import Filters
 from store.times import parse_bound
 
 __all__ = ["Parameters", "filters_of"]

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from store.errors import QueryError
-from store.queries import Filters, Place
+from store.filters import Filters, Place
 from store.schema import TIME_MAX_US
 
 __all__ = ["Answer", "Question", "continued", "cursor_of"]

@@ -6,12 +6,10 @@ import contextlib
 import http.client
 import itertools
 import json
-import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from urllib.parse import quote
 
 from bench.context import BULK, Context
@@ -114,7 +112,7 @@ def _figures(service: Service, size: int, rates: list[float], beside: list[float
     ids = [f"rec-1-{size * place // 31}" for place in range(1, 30)]
     line("one recordId", "ms", [_asked(service, f"/records/{quote(name)}", 1)[0] for name in ids])
     lines[-1].note = f"most {max(lines[-1].ours):.1f} ms"
-    line("memory of the service (RssAnon)", "MiB", [float(_status(service)["RssAnon"])], _memory(service))
+    line("memory of the service (RssAnon)", "MiB", [float(service.memory["RssAnon"])], _memory(service))
     service.kill()
     line("start after kill -9", "s", [service.start()])
     return lines
@@ -163,11 +161,6 @@ def _timed(action: Callable[[], object]) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-def _status(service: Service) -> dict[str, int]:
-    text = Path(f"/proc/{service.pid}/status").read_text()
-    return {name: int(kib) // 1024 for name, kib in re.findall(r"(Rss\w+):\s+(\d+) kB", text)}
-
-
 def _memory(service: Service) -> str:
-    found = _status(service)
+    found = service.memory
     return f"RssAnon {found['RssAnon']} MiB (at most {service.peak:,.0f} so far), RssFile {found['RssFile']} MiB"

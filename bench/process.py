@@ -103,9 +103,18 @@ class Service:
     def _sample(self, process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(OSError):
             while process.poll() is None:
-                found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
-                self.peak = max(self.peak, int(found[1]) / 1024 if found else 0.0)
+                self.peak = max(self.peak, float(self.memory["RssAnon"]))
                 time.sleep(0.05)
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """`RssAnon` and `RssFile` in MiB, of the process and those that it started; what they share counts for each."""
+        found = {"RssAnon": 0, "RssFile": 0}
+        for pid in _tree(self.pid):
+            with contextlib.suppress(OSError):
+                for name, kib in re.findall(r"(RssAnon|RssFile):\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text()):
+                    found[name] += int(kib) // 1024
+        return found
 
     @property
     def pid(self) -> int:
@@ -171,6 +180,16 @@ def verify(data: Path) -> None:
         check=False, capture_output=True, cwd=checked_out,
     )  # fmt: skip
     assert done.returncode == 0, f"verify found a difference in {data}: {done.stdout[-2000:]!r}"
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and all that it started."""
+    found = [pid]
+    for parent in found:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += map(int, children.read_text().split())
+    return found
 
 
 def run_json(*command: str) -> dict[str, Any]:

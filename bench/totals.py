@@ -12,7 +12,7 @@ import pyarrow as pa
 from bench.context import Context
 from bench.measure import Line, alternate
 from store.engine import Engine
-from store.queries import Filters
+from store.filters import Filters
 from store.queries import totals as ask
 from store.store import Store, StoreSettings
 

@@ -15,11 +15,9 @@ import os
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
@@ -29,6 +27,7 @@ from ingest.formats import Format
 from ingest.record import Rules
 from ingest.streams import Limits
 from store.errors import InputError, InvalidSchemaError, TooLargeError, TransientError, UndecodableError
+from store.spawn import spawned
 
 __all__ = ["HEAD", "Failed", "Job", "batches_apart", "body_file"]
 
@@ -87,16 +86,14 @@ class _Helper:
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        root = str(Path(__file__).parents[1])
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "ingest.helper", str(theirs.fileno())],
+            self._process = spawned(
+                "ingest.helper",
+                [str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,  # what C++ says when it aborts; what matters comes back as an error
-                env={**os.environ, "PYTHONPATH": path},
                 start_new_session=True,  # a Ctrl-C is for the service, which ends it
             )
         self._control = ours

@@ -18,8 +18,9 @@ from service.config import Config
 from store.canonical import render_decimals, render_times
 from store.engine import Engine
 from store.errors import ConfigError
+from store.filters import Filters
 from store.holding import HANDLES, Holding
-from store.queries import RECORDS, TOTALS, Filters, records, totals
+from store.queries import RECORDS, TOTALS, records, totals
 from store.reading import read_snapshot
 from store.snapshot import Snapshot
 from store.times import parse_bound

@@ -184,7 +184,6 @@ class Lake:
         self.committer.stop()
         self.forwarder.stop(_GRACE_S)
         self.inbox.stop()  # what it waited for, where no flush made room, has its answer now
-        self.store.tiers.stop()  # a compaction may wait for its end
         self.compactor.stop()
         self.scrubber.stop()
         self.merger.stop()

@@ -1,9 +1,10 @@
 """Which files of a partition are worth making one of: a rule from values to values, with a bounded cost.
 
-Sizes are counted in records, in classes of a power of eight. Eight files of a class become one of a higher class, so a
-record is rewritten once for each class at most (seven times), however its partition is filled, and a partition that
-still grows keeps a few files of each class. A partition that has rested is brought down further, by merges in which
-the largest file grows by a quarter at least: a late record never makes a large file be written again.
+Sizes are counted in records, in classes of a power of eight. Eight files of a class become one of a higher class; those
+of the last class, which are the files that a bulk load leaves, wait until they are a full file together. So a record is
+rewritten once for each class at most (six times), however its partition is filled, and a bulk load once; a partition
+that still grows keeps a few files of each class. A partition that has rested is brought down further, by merges in
+which the largest file grows by a quarter at least: a late record never makes a large file be written again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ __all__ = ["FULL_ROWS", "choose", "choose_partitions"]
 
 _CLASS_BITS = 3
 _FAN_IN = 1 << _CLASS_BITS
+_LAST_CLASS = 5
+"""Of files from 32,768 records on."""
+
 _RESTED_RATIO = 4
 """In a rested partition a file is merged with smaller ones that have a quarter of its records together."""
 
@@ -24,10 +28,8 @@ FULL_ROWS = 1 << 20
 _FULL_BYTES = 64 << 20
 """A file of so many records or bytes stays as it is for ever."""
 
-_MERGED_ROWS = 4 * FULL_ROWS
-_MERGED_BYTES = 4 * _FULL_BYTES
 _MERGED_FILES = 128
-"""Looked at, at once: more than the seven of each class that may be left beside a full one."""
+"""Looked at, at once: more than may be left of all classes beside a full one."""
 
 _ROUND_PARTITIONS = 64
 _ROUND_ROWS = 1 << 18
@@ -43,26 +45,31 @@ def choose(files: Sequence[SealedFile], *, rested: bool) -> list[SealedFile]:
     small.sort(key=lambda file: (file.rows, file.min_seq, file.name))
     small = small[:_MERGED_FILES]
     end = _end_of_full_class(small) or (_end_of_rested(small) if rested else 0)
-    chosen: list[SealedFile] = []
-    rows = size = 0
-    for file in small[:end]:
-        rows += file.rows
-        size += file.bytes
-        if chosen and (rows > _MERGED_ROWS or size > _MERGED_BYTES):
-            break
-        chosen.append(file)
+    chosen = small[: min(end, _end_of_full_file(small))]
     return chosen if len(chosen) > 1 else []
 
 
 def _end_of_full_class(small: Sequence[SealedFile]) -> int:
     """How many files there are up to the end of the first class that has enough of them."""
     end = 0
-    for _, members in itertools.groupby(small, key=lambda file: (file.rows.bit_length() - 1) // _CLASS_BITS):
+    for number, members in itertools.groupby(small, key=_class_of):
         count = len(list(members))
         end += count
-        if count >= _FAN_IN:
+        if count >= _FAN_IN and (number < _LAST_CLASS or _end_of_full_file(small) <= end):
             return end
     return 0
+
+
+def _class_of(file: SealedFile) -> int:
+    return min((file.rows.bit_length() - 1) // _CLASS_BITS, _LAST_CLASS)
+
+
+def _end_of_full_file(small: Sequence[SealedFile]) -> int:
+    """How many of them are a full file together; one more than there are where they are not."""
+    rows = itertools.accumulate(file.rows for file in small)
+    size = itertools.accumulate(file.bytes for file in small)
+    count = sum(1 for total in zip(rows, size, strict=True) if total[0] < FULL_ROWS and total[1] < _FULL_BYTES)
+    return count + 1
 
 
 def _end_of_rested(small: Sequence[SealedFile]) -> int:

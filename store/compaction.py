@@ -26,17 +26,17 @@ from typing import Protocol
 import duckdb
 import pyarrow as pa
 
+from store.apart import Apart
 from store.catalog import Catalog, FileRow, Swap
 from store.choice import choose_partitions
 from store.engine import Stop
-from store.errors import CorruptionError, DiskFullError
+from store.errors import CorruptionError, DiskFullError, TransientError
 from store.files import Disk, is_disk_full, overlapped, remove_directory
 from store.flush import PartitionLocks
 from store.links import Links
-from store.merging import Merging, merge
+from store.merging import Merging
 from store.parquet import day_directory
 from store.snapshot import SealedFile
-from store.tiers import Tiers
 
 __all__ = ["COMPACTION", "Compaction", "CompactionCounters", "CompactionSettings", "recover_swaps"]
 
@@ -44,9 +44,6 @@ logger = logging.getLogger("oncelake.compaction")
 
 COMPACTION = "internal/compaction"
 """Where new directories are made, and old ones stay for a while."""
-
-_LOOK_S = 0.1
-"""How often one that waits looks whether it is to stop."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ class Sealed(Protocol):
 
 
 class Compaction:
-    """The compaction of one open store. Merges of runs, those of `tiers`, go first."""
+    """The compaction of one open store. What is large is merged in a process of its own."""
 
     def __init__(
         self,
@@ -103,7 +100,6 @@ class Compaction:
         locks: PartitionLocks,
         settings: CompactionSettings,
         sealed: Sealed,
-        tiers: Tiers,
     ) -> None:
         self.counters = CompactionCounters()
         self._disk = disk
@@ -113,7 +109,7 @@ class Compaction:
         self._locks = locks
         self._settings = settings
         self._sealed = sealed
-        self._tiers = tiers
+        self._apart = Apart()
         self._pending: list[Swap] = []
         self._retired = [(-math.inf, path) for path in _left(root)]
         self._newest: dict[int, tuple[int, float]] = {}
@@ -182,6 +178,10 @@ class Compaction:
         """Give up the merge or removal under way, from another thread; what is exchanged is finished."""
         self._stop.set()
 
+    def close(self) -> None:
+        """End what merges."""
+        self._apart.close()
+
     # -- choosing
 
     def _chosen(self, now: float) -> list[list[SealedFile]]:
@@ -221,6 +221,7 @@ class Compaction:
     def _staged(self, chosen: Sequence[Sequence[SealedFile]]) -> list[Swap]:
         """New directories, each with its merged file, synced and compared; none where it was stopped meanwhile."""
         if not chosen:
+            self._apart.rest()
             return []
         targets = [f"{day_directory(files[0].day)}/{merged_name(files)}" for files in chosen]
         staged = [f"{COMPACTION}/{Path(target).parent.name}.{Path(target).stem}" for target in targets]
@@ -244,11 +245,8 @@ class Compaction:
         """The merged file of one partition; None where a file is damaged, and the partition is left as it is."""
         directory = day_directory(files[0].day)
         try:
-            while not self._tiers.idle.wait(_LOOK_S):
-                self._stop.check()
-            with self._tiers.turn:
-                row = merge(files, self._root / staged / Path(target).name, target, how)
-        except (CorruptionError, pa.ArrowException) as error:
+            row = self._apart.merge(files, self._root / staged / Path(target).name, target, how)
+        except (CorruptionError, TransientError, pa.ArrowException) as error:
             self._leave(directory, (file.name for file in files), staged, str(error))
             return None
         return Swap(directory, staged, [file.name for file in files], row)

@@ -6,9 +6,9 @@ Totals take whole hours from the rollups and read only the records that these do
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from store.engine import Engine, Stop, as_tables
 from store.errors import AnswerTooLargeError, QueryError
+from store.filters import Filters, Place, at, chosen, conditions, may_match
 from store.rollups import HOUR_US, ROLLUP_SCHEMA, covering
 from store.rot import sound
 from store.schema import CANONICAL_FIELDS, SCALE, STORED
@@ -26,9 +27,7 @@ from store.whole import whole
 __all__ = [
     "RECORDS",
     "TOTALS",
-    "Filters",
     "Page",
-    "Place",
     "as_of",
     "by_unit",
     "records",
@@ -37,7 +36,9 @@ __all__ = [
 ]
 
 _DECIMAL = pa.decimal128(38, SCALE)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY_US = 86_400_000_000
+_FIRST_DAYS = [(1 << power) - 1 for power in range(1, 22)]
+"""After so many days with files the next part of a question begins: after one, three, seven."""
 
 TOTALS = pa.schema(
     [
@@ -53,28 +54,6 @@ TOTALS = pa.schema(
 
 RECORDS = pa.schema([STORED.field(name) for name in ("seq", *CANONICAL_FIELDS)])
 """Records as an aggregation lists them."""
-
-
-Place = tuple[str, int, int]
-"""Where a record stands in the order of records: destinationId, time in microseconds, seq."""
-
-
-@dataclass(frozen=True)
-class Filters:
-    """Which records a question is about. Times are microseconds since the epoch, the end exclusive; no lists: all.
-
-    Only records behind the place `after` match, for pages.
-    """
-
-    start_us: int | None = None
-    end_us: int | None = None
-    type: str | None = None
-    destination_ids: tuple[str, ...] = ()
-    source_ids: tuple[str, ...] = ()
-    references: tuple[str, ...] = ()
-    units: tuple[str, ...] = ()
-    as_of: int | None = None
-    after: Place | None = None
 
 
 class Page(NamedTuple):
@@ -166,20 +145,46 @@ def records(
 
     `AnswerTooLargeError` where there would be more than `max_rows` (0: none).
     """
-    source = _source(snapshot, filters)
-    sql = f"""
-        WITH matching AS ({source.sql})
-        SELECT {", ".join(RECORDS.names)}
-        FROM matching
-        ORDER BY destinationId, time, seq
-        {"LIMIT $limit" if limit is not None else ""}
-    """  # noqa: S608
-    if limit is not None:
-        source.parameters["limit"] = limit + 1
     seen = _Seen(limit, max_rows)
-    with engine.query(sql, source.parameters, source.tables, rows=source.rows, stop=stop, watch=seen) as batches:
+    with contextlib.ExitStack() as opened:
+        found = []
+        for span in [filters] if limit is None else _spans(snapshot, filters):
+            source = _source(snapshot, span)
+            sql = f"""
+                WITH matching AS ({source.sql})
+                SELECT {", ".join(RECORDS.names)}
+                FROM matching
+                ORDER BY destinationId, time, seq
+                {"LIMIT $limit" if limit is not None else ""}
+            """  # noqa: S608
+            if limit is not None:
+                source.parameters["limit"] = limit + 1 - seen.rows
+            query = engine.query(sql, source.parameters, source.tables, rows=source.rows, stop=stop, watch=seen)
+            found.append(opened.enter_context(query))
+            if limit is not None and seen.rows > limit:
+                break
         end = seen.place if limit is not None and seen.rows > limit else None
-        yield Page((batch.cast(RECORDS) for batch in _first(batches, limit)), end)
+        yield Page((batch.cast(RECORDS) for batch in _first(itertools.chain(*found), limit)), end)
+
+
+def _spans(snapshot: Snapshot, filters: Filters) -> list[Filters]:
+    """Questions that answer this one when they are asked one after another, until there are records enough.
+
+    The records of one destination stand in the order of their times, so that those of the first days come first: one
+    day of those that have files, then the next two, the next four and so on.
+    """
+    if len(filters.destination_ids) != 1:
+        return [filters]
+    start, end, after = filters.start_us, filters.end_us, filters.after
+    if after is not None and after[0] == filters.destination_ids[0]:
+        start = max(after[1], start or 0)
+    filters = replace(filters, start_us=start)
+    days = sorted({file.day for file in snapshot.files if may_match(file, filters, snapshot.flushed)})
+    edges = [days[number] * _DAY_US for number in _FIRST_DAYS if number < len(days)]
+    return [
+        replace(filters, start_us=begin, end_us=until)
+        for begin, until in zip([start, *edges], [*edges, end], strict=True)
+    ]
 
 
 class _Seen:
@@ -276,8 +281,8 @@ def _rolled_up(snapshot: Snapshot, filters: Filters) -> _RolledUp | None:
 
 
 def _of_rollup(filters: Filters) -> str:
-    """The SQL of sums from the rollup, with the parameters of `_conditions`."""
-    conditions, _ = _chosen(filters)
+    """The SQL of sums from the rollup, with the parameters of `conditions`."""
+    chosen_by, _ = chosen(filters)
     positive, negative = (filters.type in (None, name) for name in ("positive", "negative"))
     return f"""
         SELECT
@@ -287,7 +292,7 @@ def _of_rollup(filters: Filters) -> str:
             {"positive" if positive else "0::DECIMAL(38, 9)"} AS positive,
             {"negative" if negative else "0::DECIMAL(38, 9)"} AS negative
         FROM rollup
-        WHERE TRUE {"".join(f" AND {condition}" for condition in conditions)}
+        WHERE TRUE {"".join(f" AND {condition}" for condition in chosen_by)}
     """  # noqa: S608
 
 
@@ -295,9 +300,9 @@ def _source(snapshot: Snapshot, filters: Filters, rolled: _RolledUp | None = Non
     """The matching rows, from files up to the flushed seq and from hot tables above it, but those rolled up."""
     newest = as_of(snapshot, filters)
     flushed = min(snapshot.flushed, newest)
-    where, parameters = _conditions(filters)
+    where, parameters = conditions(filters)
     columns = ", ".join(RECORDS.names)
-    files = [file for file in snapshot.files if _may_match(file, filters, flushed)]
+    files = [file for file in snapshot.files if may_match(file, filters, flushed)]
     outside = ""
     if rolled is not None:
         files = [file for file in files if not rolled.holds(file, filters)]
@@ -330,59 +335,5 @@ def _outside(rolled: _RolledUp, parameters: dict[str, Any]) -> str:
     for name, operator, us in (("whole_from", "<", rolled.start_us), ("whole_until", ">=", rolled.end_us)):
         if us is not None:
             either.append(f"time {operator} ${name}")
-            parameters[name] = _time(us)
+            parameters[name] = at(us)
     return f" AND ({' OR '.join(either)})"
-
-
-def _conditions(filters: Filters) -> tuple[str, dict[str, Any]]:
-    """The conditions on records."""
-    conditions, parameters = _chosen(filters)
-    if filters.start_us is not None:
-        conditions.append("time >= $start_time")
-        parameters["start_time"] = _time(filters.start_us)
-    if filters.end_us is not None:
-        conditions.append("time < $end_time")
-        parameters["end_time"] = _time(filters.end_us)
-    if filters.type is not None:
-        conditions.append("type = $type")
-        parameters["type"] = filters.type
-    if filters.after is not None:
-        conditions.append(
-            "(destinationId > $after_destination OR (destinationId = $after_destination AND "
-            "(time > $after_time OR (time = $after_time AND seq > $after_seq))))"
-        )
-        destination, time_us, seq = filters.after
-        parameters |= {"after_destination": destination, "after_time": _time(time_us), "after_seq": seq}
-    return "".join(f" AND {condition}" for condition in conditions), parameters
-
-
-def _chosen(filters: Filters) -> tuple[list[str], dict[str, Any]]:
-    """The conditions on names."""
-    conditions: list[str] = []
-    parameters: dict[str, Any] = {}
-    for column, name, values in (
-        ("destinationId", "destination_ids", filters.destination_ids),
-        ("sourceId", "source_ids", filters.source_ids),
-        ("reference", "refs", filters.references),
-        ("unit", "units", filters.units),
-    ):
-        if len(values) == 1:
-            conditions.append(f"{column} = ${name}")
-            parameters[name] = values[0]
-        elif values:
-            conditions.append(f"{column} IN (SELECT unnest(${name}::VARCHAR[]))")  # a hash join, however many
-            parameters[name] = list(values)
-    return conditions, parameters
-
-
-def _may_match(file: SealedFile, filters: Filters, flushed: int) -> bool:
-    """Whether a file can hold matching rows, by what the catalog knows of it."""
-    return (
-        file.min_seq <= flushed
-        and (filters.start_us is None or file.max_time_us >= filters.start_us)
-        and (filters.end_us is None or file.min_time_us < filters.end_us)
-    )
-
-
-def _time(us: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=us)

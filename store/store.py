@@ -136,7 +136,6 @@ class Store:
             self._locks,
             self.settings.compaction,
             self,
-            self.tiers,
         )
         self.write_committed()
 
@@ -396,6 +395,7 @@ class Store:
     def close(self) -> None:
         """Give the directory free. What is hot stays in the log, for the next start."""
         self._beside.shutdown()
+        self.compaction.close()
         self.tiers.close()
         self._catalog.close()
         self._journal.close()

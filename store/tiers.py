@@ -42,11 +42,7 @@ class _StoppedError(Exception):
 
 
 class Tiers:
-    """The runs of one open store, those that `rows` describe at first.
-
-    `idle` is set while nothing is merged, or waits to be. A merge takes its `turn`, as one of Parquet files does, so
-    that they need not have their memory at once, and neither falls behind.
-    """
+    """The runs of one open store, those that `rows` describe at first."""
 
     def __init__(
         self,
@@ -65,9 +61,6 @@ class Tiers:
         self._unlinked = Unlinked(disk)
         self._stopping = threading.Event()
         self._busy: set[str] = set()
-        self.turn = threading.Lock()
-        self.idle = threading.Event()
-        self.idle.set()
 
     @property
     def rows(self) -> tuple[RunRow, ...]:
@@ -95,15 +88,12 @@ class Tiers:
         due = self._due()
         if due is None:
             return False
-        self.idle.clear()
         try:
-            with self.turn:
-                self._merge(*due)
+            self._merge(*due)
         except _StoppedError:
             return False
         finally:
             self._busy.clear()
-            self.idle.set()
         return True
 
     def _due(self) -> tuple[str, list[RunRow]] | None:

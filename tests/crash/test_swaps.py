@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from store.engine import Engine
-from store.queries import Filters, totals
+from store.filters import Filters
+from store.queries import totals
 from store.store import Store
 from store.verify import verify
 from tests.support.direct import DAY_US, START_US, Direct, open_store, record_of

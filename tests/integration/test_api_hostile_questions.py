@@ -13,7 +13,7 @@ import pytest
 from api.questions import _digest
 from store.engine import Engine
 from store.errors import QueryMemoryError, QueryTimeError
-from store.queries import Filters
+from store.filters import Filters
 from tests.support.app import Served, served
 from tests.support.forms import FORMS, rows_in, rows_of_json
 from tests.support.model import FIELDS, Model

@@ -18,7 +18,7 @@ from outbox.forwarder.sink import Message, Rejected
 from store.backup import PARTIAL, back_up
 from store.errors import CorruptionError, OncelakeError
 from store.files import Disk
-from store.queries import Filters
+from store.filters import Filters
 from store.verify import verify
 from tests.support.forwarding import PlainSink, drive, shipper
 from tests.support.lake import Lake

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from store.queries import Filters
+from store.filters import Filters
 from tests.support.batches import COMPRESSIONS, ENDINGS, MEDIA_TYPES, encoded
 from tests.support.lake import Lake
 from tests.support.model import Canonical, Model, canonical

@@ -14,8 +14,8 @@ from ingest.scrubber import Scrubber
 from store import remake
 from store.errors import CorruptionError, DamagedFileError
 from store.files import Disk
+from store.filters import Filters
 from store.kinds import KINDS
-from store.queries import Filters
 from store.rot import Pace, checksum_at, known_damage, prove
 from store.snapshot import SealedFile
 from store.verify import verify

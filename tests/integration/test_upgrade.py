@@ -18,8 +18,8 @@ from store import upgrade
 from store.backup import back_up
 from store.errors import CorruptionError, StoreVersionError
 from store.files import Disk
+from store.filters import Filters
 from store.identity import load_identity
-from store.queries import Filters
 from store.schema import FORMAT_VERSION
 from store.verify import verify
 from tests.support.lake import Lake

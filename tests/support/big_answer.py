@@ -29,7 +29,8 @@ from api.questions import Question
 from api.rows import ARROW, CSV, NDJSON, PARQUET, flat_answer
 from store.canonical import render_objects, text_of
 from store.engine import Engine
-from store.queries import RECORDS, Filters
+from store.filters import Filters
+from store.queries import RECORDS
 from store.snapshot import SealedFile, Snapshot
 
 _FORMS = {"ndjson": NDJSON, "csv": CSV, "arrow": ARROW, "parquet": PARQUET}

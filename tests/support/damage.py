@@ -19,7 +19,7 @@ from api.answers import json_answer
 from api.questions import Question
 from store.engine import Engine
 from store.errors import OncelakeError
-from store.queries import Filters
+from store.filters import Filters
 from store.verify import verify
 from tests.support.direct import assert_holds
 from tests.support.model import Model

@@ -19,9 +19,9 @@ from ingest.intake import Intake
 from ingest.record import Rules as RecordRules
 from store.engine import Engine
 from store.files import Disk
+from store.filters import Filters
 from store.journal import Rules
 from store.outcomes import Reply
-from store.queries import Filters
 from store.retention import Retention
 from store.store import Store, StoreSettings
 from tests.support.batches import MEDIA_TYPES

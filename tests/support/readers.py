@@ -20,8 +20,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from store.engine import Engine
+from store.filters import Filters
 from store.holding import HANDLES, Holding
-from store.queries import Filters, totals
+from store.queries import totals
 from store.reading import read_snapshot
 from store.verify import verify
 

@@ -10,8 +10,9 @@ import pytest
 
 import store.verify
 from store.engine import Engine
+from store.filters import Filters
 from store.holding import HANDLES, Holding
-from store.queries import Filters, totals
+from store.queries import totals
 from store.reading import read_snapshot
 from store.store import Store
 from store.verify import verify

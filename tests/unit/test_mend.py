@@ -25,7 +25,7 @@ from store import mend as mending
 from store.catalog import Catalog
 from store.errors import CorruptionError, StoreInUseError
 from store.files import Disk
-from store.queries import Filters
+from store.filters import Filters
 from store.verify import verify
 from tests.support.failpoints import FAULTS, FaultyOs, faulty
 from tests.support.faults import Crash, FaultyDisk

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from store import engine as engine_module
 from store.engine import Engine, Stop
 from store.errors import QueryError, QueryMemoryError, QueryTimeError
-from store.queries import RECORDS, TOTALS, Filters, by_unit, records, totals
+from store.filters import Filters
+from store.queries import RECORDS, TOTALS, by_unit, records, totals
 from store.snapshot import Snapshot
 from tests.support.snapshots import DAY_US, START_US, record, snapshot_of
 
@@ -112,7 +113,7 @@ questions = st.builds(
     start_us=moments,
     end_us=moments,
     type=st.sampled_from([None, "positive", "negative"]),
-    destination_ids=some,
+    destination_ids=some | names.map(lambda name: (name,)),
     source_ids=some,
     references=some,
     units=st.sampled_from([(), ("SEK",), ("SEK", "kg"), ("none",)]),
@@ -180,6 +181,22 @@ def test_files_that_cannot_match_are_not_opened(root: Path, engine: Engine) -> N
         file.path.unlink()
     assert totals(engine, snapshot, Filters(end_us=START_US + DAY_US)).column("count").to_pylist() == [1]
     assert totals(engine, snapshot, Filters(as_of=1)).column("count").to_pylist() == [1]
+
+
+def test_a_page_of_one_destination_opens_the_days_that_it_needs(root: Path, engine: Engine) -> None:
+    """Day by day, as its records are listed; the next page begins at the day of its cursor."""
+    rows = [record(destinationId="d", time=START_US + n // 3 * DAY_US + n) for n in range(24)]
+    snapshot = snapshot_of(root, rows, 22)
+    one = Filters(destination_ids=("d",))
+    assert [row["seq"] for row in rows_of(engine, snapshot, one, 24)] == list(range(1, 25))
+    for file in snapshot.files:
+        if file.day not in (snapshot.files[0].day, snapshot.files[0].day + 5):
+            file.path.unlink()
+    assert [row["seq"] for row in rows_of(engine, snapshot, one, 2)] == [1, 2]
+    later = replace(one, after=("d", rows[15]["time"], 16))
+    assert [row["seq"] for row in rows_of(engine, snapshot, later, 1)] == [17]
+    with pytest.raises(duckdb.IOException):
+        rows_of(engine, snapshot, one, 3)
 
 
 def test_many_values_of_one_filter_are_one_question(root: Path, engine: Engine) -> None:

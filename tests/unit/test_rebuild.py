@@ -15,8 +15,8 @@ from service.cli import main
 from store import remake
 from store.errors import CorruptionError, StoreInUseError
 from store.files import Disk
+from store.filters import Filters
 from store.kinds import KINDS
-from store.queries import Filters
 from store.rebuild import rebuild
 from store.runs import PAGE_ROWS
 from store.verify import verify

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from store import queries
 from store import rollups as module
 from store.engine import Engine
-from store.queries import Filters, totals
+from store.filters import Filters
+from store.queries import totals
 from store.rollups import HOUR_US, ROLLUP_SCHEMA, Rollup, adjacent_to_merge, covering, merged, of_records, pages
 from store.store import Store
 from store.verify import verify

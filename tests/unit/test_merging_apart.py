@@ -1,0 +1,243 @@
+"""Merges in a process of their own: the same file, the same errors, and nothing of it outlives who wanted it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import duckdb
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from store import apart
+from store.apart import Apart
+from store.compaction import CompactionSettings
+from store.engine import Stop
+from store.errors import CorruptionError, TransientError
+from store.files import Disk
+from store.merging import Merging, merge
+from store.parquet import describe, partitions, write_partition
+from store.schema import STORED
+from store.snapshot import SealedFile
+from store.store import Store, StoreSettings
+from store.verify import verify
+from tests.support.direct import DAY_US, START_US, Direct, record_of
+
+ROWS = 40_000
+"""Two files of so many are worth a process."""
+
+
+def until(condition: Callable[[], bool]) -> None:
+    ends = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < ends
+        time.sleep(0.005)
+
+
+def on() -> None:
+    """Goes on."""
+
+
+def how(go_on: Callable[[], None] = on) -> Merging:
+    return Merging(Disk(fsync=False), 128_000_000, go_on)
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    return False
+
+
+def sealed(directory: Path, number: int, rows: int = ROWS) -> SealedFile:
+    first = number * rows + 1
+    seqs = np.arange(first, first + rows)
+    columns = {
+        "seq": pa.array(seqs),
+        "recordId": pa.array([f"r{seq}" for seq in seqs]),
+        "time": pa.array(START_US + seqs, pa.int64()),
+        "sourceId": pa.array(["s"] * rows),
+        "destinationId": pa.array([f"d{seq % 7}" for seq in seqs]),
+        "type": pa.array(["positive"] * rows),
+        "value": pa.array(seqs),
+        "unit": pa.array(["kg"] * rows),
+        "reference": pa.array([f"{seq % 1_000}" for seq in seqs]),
+        "processedAt": pa.array(np.full(rows, START_US), pa.int64()),
+    }
+    table = pa.table({field.name: columns[field.name].cast(field.type) for field in STORED})
+    path = directory / f"{first:020d}-{first + rows - 1:020d}.parquet"
+    (partition,) = partitions(table)
+    write_partition(partition.rows(), path, (first, first + rows - 1))
+    return SealedFile(path, *msgspec.structs.astuple(describe(path, path.name, START_US // DAY_US)))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[SealedFile]:
+    return [sealed(tmp_path, number) for number in range(2)]
+
+
+@pytest.fixture
+def merging() -> Iterator[Apart]:
+    made = Apart()
+    yield made
+    made.close()
+
+
+def pid_of(merging: Apart) -> int:
+    assert merging._process is not None
+    return merging._process.pid
+
+
+def test_it_makes_the_same_file_in_one_process_for_all(
+    tmp_path: Path, files: list[SealedFile], merging: Apart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the byte; what is small is merged here. It is ended where it was not needed for a while."""
+    here = merge(files, tmp_path / "here", "made", how())
+    small = [sealed(tmp_path, number, rows=10) for number in range(100, 102)]
+    assert merging.merge(small, tmp_path / "small", "small", how()).rows == 20
+    assert merging._process is None
+    assert merging.merge(files, tmp_path / "there", "made", how()) == here
+    first = pid_of(merging)
+    assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
+    assert merging.merge(files, tmp_path / "again", "made", how()) == here
+    merging.rest()
+    assert pid_of(merging) == first and is_alive(first)
+    monkeypatch.setattr(apart, "_KEPT_S", 0.0)
+    merging.rest()
+    assert merging._process is None and not is_alive(first)
+    assert merging.merge(files, tmp_path / "third", "made", how()) == here
+
+
+def test_errors_come_back_as_they_are(tmp_path: Path, files: list[SealedFile], merging: Apart) -> None:
+    """Damage, and what the system says, with its number: a full disk is known by it. The process goes on."""
+    with pytest.raises(FileNotFoundError) as missing:
+        merging.merge(files, tmp_path / "none" / "file", "made", how())
+    assert missing.value.errno == errno.ENOENT
+    first = pid_of(merging)
+    if Path("/dev/full").exists():
+        with pytest.raises(OSError) as full:
+            merging.merge(files, Path("/dev/full"), "made", how())
+        assert full.value.errno == errno.ENOSPC
+    data = bytearray(files[1].path.read_bytes())
+    data[len(data) // 2] ^= 1
+    files[1].path.write_bytes(data)
+    with pytest.raises(CorruptionError, match="checksum"):
+        merging.merge(files, tmp_path / "made", "made", how())
+    assert pid_of(merging) == first
+
+
+def test_a_merge_that_is_given_up_is_ended(tmp_path: Path, files: list[SealedFile], merging: Apart) -> None:
+    """With its process, whatever it is in the middle of."""
+    stop = Stop()
+    many = [sealed(tmp_path, number, rows=100_000) for number in range(10, 18)]
+    found: list[int] = []
+
+    def given_up() -> None:
+        until(lambda: merging._process is not None)
+        found.append(pid_of(merging))
+        stop.set()
+
+    stopping = threading.Thread(target=given_up)
+    stopping.start()
+    with pytest.raises(duckdb.InterruptException):
+        merging.merge(many, tmp_path / "made", "made", how(stop.check))
+    stopping.join()
+    assert not is_alive(found[0])
+    assert merging.merge(files, tmp_path / "made", "made", how()).rows == 2 * ROWS
+
+
+def test_where_no_process_can_be_started_it_is_merged_here(
+    tmp_path: Path, files: list[SealedFile], merging: Apart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it would be without."""
+
+    def none_left(*arguments: object, **pipes: object) -> None:
+        raise OSError(errno.EAGAIN, "no process left")
+
+    monkeypatch.setattr(apart, "spawned", none_left)
+    assert merging.merge(files, tmp_path / "made", "made", how()).rows == 2 * ROWS
+
+
+def test_where_the_process_is_ended_the_partition_stays_as_it_is(tmp_path: Path) -> None:
+    """As by whatever ends processes that take much memory; nothing is lost, and it is said. `close` ends it too."""
+    compaction = CompactionSettings(rest_s=0.0, grace_s=0.0)
+    lake = Store(StoreSettings(tmp_path / "data", fsync=False, compaction=compaction))
+    committer = Direct(lake)
+    for first in (0, ROWS):
+        committer.take([record_of(number, time=START_US) for number in range(first, first + ROWS)])
+        lake.flush_once()
+    merging = lake.compaction._apart
+
+    def ended() -> None:
+        until(lambda: merging._process is not None)
+        os.kill(pid_of(merging), signal.SIGKILL)
+
+    ending = threading.Thread(target=ended)
+    ending.start()
+    assert lake.compaction.run_once() == 0
+    ending.join()
+    assert merging._process is None
+    assert lake.compaction.counters.failures == 1 and lake.failure is None
+    assert [file.rows for file in lake.files] == [ROWS, ROWS]
+    lake.compaction._damaged.clear()
+    assert lake.compaction.run_once() == 1
+    assert [file.rows for file in lake.files] == [2 * ROWS]
+    pid = pid_of(merging)
+    lake.close()
+    assert not is_alive(pid)
+    assert verify(lake.root).differences == []
+
+
+def test_a_process_that_was_ended_meanwhile_is_an_error_of_its_own(
+    tmp_path: Path, files: list[SealedFile], merging: Apart
+) -> None:
+    """The next merge begins another."""
+    assert merging.merge(files, tmp_path / "made", "made", how()).rows == 2 * ROWS
+    os.kill(pid_of(merging), signal.SIGKILL)
+    with pytest.raises(TransientError, match="was ended"):
+        merging.merge(files, tmp_path / "made", "made", how())
+    assert merging.merge(files, tmp_path / "made", "made", how()).rows == 2 * ROWS
+
+
+_PARENT = """
+import sys
+from pathlib import Path
+import msgspec
+from store.apart import Apart
+from store.files import Disk
+from store.merging import Merging
+from store.snapshot import SealedFile
+files = msgspec.json.decode(sys.stdin.read(), type=list[SealedFile], dec_hook=lambda kind, text: kind(text))
+made = Apart()
+def go_on():
+    print(made._process.pid, flush=True)
+while True:
+    made.merge(files, Path(sys.argv[1]), "made", Merging(Disk(fsync=False), 1_000_000, go_on))
+    print(made._process.pid, flush=True)
+"""
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.3, 0.7])
+def test_it_ends_with_who_started_it(tmp_path: Path, files: list[SealedFile], after_s: float) -> None:
+    """`kill -9` of the service, before, in or after a merge: nothing goes on writing."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _PARENT, str(tmp_path / "made")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert parent.stdin is not None and parent.stdout is not None
+    parent.stdin.write(msgspec.json.encode(files, enc_hook=str))
+    parent.stdin.close()
+    pid = int(parent.stdout.readline())
+    time.sleep(after_s)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    until(lambda: not is_alive(pid))
