@@ -15,11 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from store import kernels
+from store.arrays import I64, U64
 from store.codes import changed
-from store.hashing import U64
 from store.index import Hits
 from store.schema import CANONICAL_FIELDS
-from store.sums import I64
 
 __all__ = ["ACCEPTED", "CONFLICT", "DUPLICATE", "Known", "Outcomes", "decide", "grouped"]
 

@@ -18,10 +18,10 @@ import pyarrow.compute as pc
 
 from ingest.deduplicate import grouped
 from outbox.messages import NO_PREVIOUS, Previous, SingleUnit, previous_of, previous_of_one_unit
-from store.hashing import U64
+from store.arrays import I64, U64
 from store.plain import units_of
 from store.summaries import Summary
-from store.sums import I64, Limbs, limbs, running_sums
+from store.sums import Limbs, limbs, running_sums
 from store.whole import whole
 
 __all__ = ["Find", "previous_texts"]

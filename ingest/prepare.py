@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from store.arrays import I64, U64
 from store.canonical import render_records
-from store.hashing import U64, Hasher
+from store.hashing import Hasher
 from store.schema import RECORD
-from store.sums import I64
 
 __all__ = ["Prepared", "joined", "prepared"]
 

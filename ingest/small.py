@@ -19,6 +19,7 @@ from ingest.deduplicate import ACCEPTED, DUPLICATE, Outcomes
 from ingest.prepare import Prepared
 from outbox.alerts import threshold_of
 from outbox.messages import alert_line, notification_line, previous_of
+from store.arrays import I64
 from store.fresh import CommittedRows, columns_of
 from store.hashing import Hasher
 from store.hashing_rows import Hashes, halves
@@ -26,7 +27,6 @@ from store.head import Commit
 from store.journal import Rules
 from store.plain import Row, record_text, units_of
 from store.summaries import Summary
-from store.sums import I64
 
 __all__ = ["SMALL_ROWS", "Known", "Small", "decided_one_by_one", "small_of", "with_small"]
 

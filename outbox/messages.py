@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from store import kernels
+from store.arrays import I64
 from store.canonical import json_strings, render_decimals, render_integers, render_times
 from store.plain import string_text, time_text, units_text
 from store.summaries import Summary
-from store.sums import I64, Limbs, from_limbs
+from store.sums import Limbs, from_limbs
 
 __all__ = [
     "NO_PREVIOUS",

@@ -19,9 +19,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as pcsv
 import pyarrow.parquet as pq
 
+from store.arrays import U64
 from store.canonical import json_strings, render_decimals, render_times
 from store.errors import ConfigError
-from store.hashing import U64
+from store.limits import DAY_US
 from store.schema import RECORD, TIME_MAX_US, UNIT_LIMIT
 from store.sums import from_limbs
 from store.times import parse_time
@@ -30,7 +31,6 @@ __all__ = ["Sample", "chunks", "generate"]
 
 _CHUNK = 131_072
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_DAY_US = 86_400_000_000
 
 Flags = npt.NDArray[np.bool_]
 
@@ -85,7 +85,7 @@ def _check(options: argparse.Namespace, start: int) -> None:
         raise ConfigError(
             f"--units is {options.units!r}; it must be units of 1 to {UNIT_LIMIT} characters, with commas"
         )
-    if start + options.days * _DAY_US > TIME_MAX_US:
+    if start + options.days * DAY_US > TIME_MAX_US:
         raise ConfigError("--start-time and --days reach beyond the year 2200")
 
 
@@ -116,7 +116,7 @@ def _records(sample: Sample, places: U64) -> pa.Table:
     return pa.table(
         [
             _named(f"rec-{sample.seed}-", number.astype(np.int64)),
-            pa.array(sample.start_us + draw(3, sample.days * _DAY_US)).cast(RECORD.field("time").type),
+            pa.array(sample.start_us + draw(3, sample.days * DAY_US)).cast(RECORD.field("time").type),
             _named("source-", draw(4, sample.sources)),
             _named("dest-", draw(5, sample.destinations)),
             pa.array(["positive", "negative"]).take(pa.array(draw(6, 3) // 2)),

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from store import kernels
-from store.sums import I64
+from store.arrays import I64
 
 __all__ = ["Codes", "changed", "changes", "folded", "numbers", "order_of", "ranks"]
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from store import index, summaries
-from store.hashing import U64
+from store.arrays import U64
 from store.hashing_rows import Hashes, halves
 from store.plain import Row
 from store.runs import Run

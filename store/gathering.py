@@ -17,8 +17,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from store.arrays import I64
 from store.catalog import FileRow
 from store.files import Disk
+from store.limits import DAY_US
 from store.log import lines_after, parse_notifications
 from store.merging import Merging, merge
 from store.parquet import describe, partitions, write_partition
@@ -36,9 +38,6 @@ _FAN_IN = 64
 """Pieces that are merged at once: each is an open file with some thousand records in hand."""
 
 _MEMORY = 128_000_000
-_DAY_US = 86_400_000_000
-
-I64 = npt.NDArray[np.int64]
 
 
 class Lost:
@@ -100,7 +99,7 @@ def gather(
     touched: dict[int, Group] = {}
     for segment, rows in _logged(root, lost, log, (first, last), salvage):
         seqs = rows.column("seq").to_numpy()
-        days = rows.column("time").cast(pa.int64()).to_numpy() // _DAY_US
+        days = rows.column("time").cast(pa.int64()).to_numpy() // DAY_US
         for day in np.unique(days).tolist():
             for group in groups_of(day):
                 mask = (days == day) & (seqs >= group.first) & (seqs <= group.last)

@@ -15,18 +15,17 @@ import hashlib
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from store import kernels
+from store.arrays import U64
 from store.hashing_rows import RowHasher
 from store.kernels import Lanes
 from store.schema import STRING_FIELDS
 from store.whole import whole
 
-__all__ = ["U64", "Hasher"]
+__all__ = ["Hasher"]
 
-U64 = npt.NDArray[np.uint64]
 
 _WORD = 8
 _WORDS = 256

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
+from store.arrays import I64, U64
 from store.fresh import Committed, CommittedRows
-from store.hashing import U64
 from store.index import Hits
 from store.journal import InputState, Rules, added
 from store.lookup import rows_at
-from store.runs import I64
 from store.view import View
 
 __all__ = ["Commit", "Head"]

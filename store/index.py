@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from store import kernels
-from store.hashing import U64
+from store.arrays import I64, U64
 from store.hashing_rows import halves
-from store.runs import I64, Run
+from store.limits import DAY_US
+from store.runs import Run
 from store.search import search
 
 __all__ = ["INDEX_SCHEMA", "Hits", "entries", "find", "find_each", "pack_words", "sorted_entries", "unpack_words"]
@@ -24,7 +25,6 @@ INDEX_SCHEMA = pa.schema([(name, pa.uint64()) for name in ("hi", "lo", "word", "
 
 _SEQ_BITS = np.uint64(47)
 _SEQ_MASK = np.uint64((1 << 47) - 1)
-_DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Hits:
 
 def pack_words(times_us: I64, seqs: I64) -> U64:
     """Day and seq of each record in one word: seq in the low 47 bits."""
-    return ((times_us // _DAY_US).astype(np.uint64) << _SEQ_BITS) | seqs.astype(np.uint64)
+    return ((times_us // DAY_US).astype(np.uint64) << _SEQ_BITS) | seqs.astype(np.uint64)
 
 
 def unpack_words(words: U64) -> tuple[I64, I64]:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from store.arrays import I64, U64
 from store.schema import FIELD_LIMIT, RECORD, STRING_FIELDS, TIME_MAX_US, TIME_MIN_US, UNIT_LIMIT
 from store.whole import whole
 
@@ -41,8 +42,6 @@ __all__ = [
 
 logger = logging.getLogger("oncelake.store")
 
-U64 = npt.NDArray[np.uint64]
-I64 = npt.NDArray[np.int64]
 Lanes = tuple[U64, U64, U64, U64, U64]
 """Of records: id hi, id lo, key hi, key lo, fingerprint."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "DAY_US",
     "FIELD_LIMIT",
     "FORMAT_VERSION",
     "SCALE",
@@ -32,3 +33,6 @@ TIME_MIN_US = 0
 
 TIME_MAX_US = 7_289_654_400_000_000
 """2201-01-01T00:00:00Z in microseconds since the epoch, exclusive."""
+
+DAY_US = 86_400_000_000
+"""Microseconds of a day: a partition is one, in UTC."""

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from store.arrays import I64
 from store.errors import MEND, CorruptionError
 from store.rot import sound
 from store.schema import STORED
 from store.snapshot import SealedFile, Snapshot
-from store.sums import I64
 
 __all__ = ["rows_at"]
 

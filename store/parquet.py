@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 import xxhash
 
 from store import kernels
+from store.arrays import I64
 from store.catalog import FileRow
 from store.codes import changes, folded, numbers, order_of, ranks
 from store.errors import MEND, CorruptionError
+from store.limits import DAY_US
 from store.schema import STORED
-from store.sums import I64
 
 __all__ = [
     "FLUSH_KEY",
@@ -39,7 +40,6 @@ __all__ = [
 ]
 
 FLUSH_KEY = b"oncelake.flush"
-_DAY_US = 86_400_000_000
 _ROW_GROUP_ROWS = 131_072
 _SAMPLE_ROWS = 4_096
 _REPEATING = ("sourceId", "destinationId", "type", "unit", "reference", "processedAt")
@@ -83,10 +83,10 @@ def partitions(rows: pa.Table) -> list[Partition]:
 def _sorted(rows: pa.Table) -> tuple[I64, I64]:
     """The rows by day, destinationId, time and seq, and the days in that order."""
     times = rows.column("time").cast(pa.int64()).to_numpy()
-    day = times // _DAY_US
+    day = times // DAY_US
     days, first = numbers(day)
     destinations, _ = ranks(rows.column("destinationId"))
-    key = folded(days, destinations, (times - day * _DAY_US, _DAY_US))
+    key = folded(days, destinations, (times - day * DAY_US, DAY_US))
     order, seqs = order_of(key), rows.column("seq").to_numpy()
     equal = np.flatnonzero(key[order[1:]] == key[order[:-1]])
     if (seqs[order[equal]] > seqs[order[equal + 1]]).any():  # not in a flush, whose rows come by seq
@@ -182,7 +182,7 @@ def flush_of(path: Path) -> tuple[int, int]:
 def day_of(path: Path) -> int:
     """The day (since the epoch) of a file's rows, which are all of one."""
     times = pc.min_max(pq.read_table(path, columns=["time"], partitioning=None).column("time").cast(pa.int64()))
-    return int(times["min"].as_py() // _DAY_US)
+    return int(times["min"].as_py() // DAY_US)
 
 
 def describe(path: Path, name: str, day: int) -> FileRow:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from store.engine import Engine, Stop, as_tables
 from store.errors import AnswerTooLargeError, QueryError
 from store.filters import Filters, Place, at, chosen, conditions, may_match
+from store.limits import DAY_US
 from store.rollups import HOUR_US, ROLLUP_SCHEMA, covering
 from store.rot import sound
 from store.schema import CANONICAL_FIELDS, SCALE, STORED
@@ -36,7 +37,6 @@ __all__ = [
 ]
 
 _DECIMAL = pa.decimal128(38, SCALE)
-_DAY_US = 86_400_000_000
 _FIRST_DAYS = [(1 << power) - 1 for power in range(1, 22)]
 """After so many days with files the next part of a question begins: after one, three, seven."""
 
@@ -180,7 +180,7 @@ def _spans(snapshot: Snapshot, filters: Filters) -> list[Filters]:
         start = max(after[1], start or 0)
     filters = replace(filters, start_us=start)
     days = sorted({file.day for file in snapshot.files if may_match(file, filters, snapshot.flushed)})
-    edges = [days[number] * _DAY_US for number in _FIRST_DAYS if number < len(days)]
+    edges = [days[number] * DAY_US for number in _FIRST_DAYS if number < len(days)]
     return [
         replace(filters, start_us=begin, end_us=until)
         for begin, until in zip([start, *edges], [*edges, end], strict=True)

@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from store.arrays import I64
 from store.codes import changes, folded, numbers, order_of, ranks
 from store.runs import TIER_RUNS
 from store.schema import SCALE
-from store.sums import I64, from_limbs, group_sums, limbs
+from store.sums import from_limbs, group_sums, limbs
 from store.whole import whole
 
 __all__ = [

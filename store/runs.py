@@ -23,6 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from store import kernels
+from store.arrays import I64, U64
 
 __all__ = [
     "PAGE_ROWS",
@@ -43,9 +44,6 @@ RANGE_ROWS = 1 << 17
 TIER_RUNS = 4
 """Runs of one size class that are left side by side before they are merged into one of the next."""
 
-I64 = npt.NDArray[np.int64]
-
-U64 = npt.NDArray[np.uint64]
 
 _FILTER = pa.field("filter", pa.uint8())
 

@@ -19,6 +19,7 @@ from store import index
 from store.catalog import RunRow
 from store.flush import checksum_of
 from store.hashing import Hasher
+from store.limits import DAY_US
 from store.log import parse_notifications
 from store.remake import hashed
 from store.runs import Run, map_run
@@ -29,7 +30,6 @@ from store.whole import whole
 __all__ = ["Salvage"]
 
 _READ_BYTES = 8 << 20
-_DAY_US = 86_400_000_000
 
 
 class Salvage:
@@ -67,7 +67,7 @@ class Salvage:
             return rows
         known = hashed(self._hasher, rows)
         seqs = rows.column("seq").to_numpy()
-        days = whole(rows.column("time")).cast(pa.int64()).to_numpy() // _DAY_US
+        days = whole(rows.column("time")).cast(pa.int64()).to_numpy() // DAY_US
         order = np.lexsort((known.id_lo, known.id_hi))
         hits = index.find(self._runs, known.id_hi[order], known.id_lo[order])
         at = order[hits.needle]

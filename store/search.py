@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from store import kernels
-from store.hashing import U64
-from store.runs import I64, Run
+from store.arrays import I64, U64
+from store.runs import Run
 
 __all__ = ["Found", "search"]
 

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from store import kernels
+from store.arrays import I64, U64
 from store.codes import changed
-from store.hashing import U64
 from store.hashing_rows import halves
 from store.plain import units_of
-from store.runs import I64, Run
+from store.runs import Run
 from store.schema import SCALE
 from store.search import search
 from store.sums import from_limbs, group_sums, limbs

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from store.arrays import I64
 from store.schema import SCALE
 
-__all__ = ["I64", "Limbs", "from_limbs", "group_sums", "limbs", "running_sums"]
+__all__ = ["Limbs", "from_limbs", "group_sums", "limbs", "running_sums"]
 
-I64 = npt.NDArray[np.int64]
 
 Limbs = npt.NDArray[np.int64]
 """Shape (rows, 4), least significant first; the last one carries the sign."""

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 
 from store import index, summaries
-from store.hashing import U64
+from store.arrays import I64, U64
 from store.hot import Hot
 from store.index import Hits
 from store.rollups import Rollup
-from store.runs import I64, Run
+from store.runs import Run
 from store.snapshot import SealedFile, Snapshot
 from store.summaries import Summary
 

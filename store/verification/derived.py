@@ -13,7 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from store.arrays import I64, U64
 from store.hashing import Hasher
+from store.limits import DAY_US
 from store.messages_sql import SUMMARIES_OF_RECORDS
 from store.verification.report import Findings
 from store.verification.runs import OpenRun, batches_of, check_facts
@@ -21,12 +23,9 @@ from store.whole import whole
 
 __all__ = ["Derived"]
 
-U64 = npt.NDArray[np.uint64]
-I64 = npt.NDArray[np.int64]
 
 _SEQ_BITS = 47
 _SEQ_MASK = np.uint64((1 << _SEQ_BITS) - 1)
-_DAY_US = 86_400_000_000
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _SORTED_AT_ONCE = 1 << 24
 """Hashes that are sorted in one piece when equal recordIds are looked for."""
@@ -70,7 +69,7 @@ class Derived:
         self._ids[seqs] = hi ^ (lo * _GOLDEN)
         self._known[seqs] = True
         if flushed:
-            days = whole(rows.column("time")).cast(pa.int64()).to_numpy() // _DAY_US
+            days = whole(rows.column("time")).cast(pa.int64()).to_numpy() // DAY_US
             words = (days.astype(np.uint64) << np.uint64(_SEQ_BITS)) | seqs.astype(np.uint64)
             self._entries[seqs] = _digest(hi, lo, words, self._hasher.fingerprint(rows))
         else:

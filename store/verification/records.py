@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from store.holding import Holding
+from store.limits import DAY_US
 from store.schema import STORED
 from store.verification.report import Findings, VanishedError
 
 __all__ = ["FileFacts", "ParquetRecords", "read_lines"]
 
 _EPOCH = date(1970, 1, 1)
-_DAY_US = 86_400_000_000
 _WIDE = 3
 """How often the files may be read over; beyond it (after compaction) they are brought into the order of seqs first."""
 
@@ -170,7 +170,7 @@ class ParquetRecords:
             day = -1
         if str(directory.parent) != "records" or not directory.name.startswith("date="):
             day = -1
-        if not facts.min_time // _DAY_US == facts.max_time // _DAY_US == day:
+        if not facts.min_time // DAY_US == facts.max_time // DAY_US == day:
             self._findings.add("parquet", facts.name, f"holds times of other days than that of {directory}")
 
     def probe(self, name: str) -> None:

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from store.arrays import I64
 from store.verification.catalog import RunRow
 from store.verification.report import Findings, VanishedError
 
 __all__ = ["KINDS", "OpenRun", "batches_of", "check_facts", "open_runs"]
 
-I64 = npt.NDArray[np.int64]
 
 _DECIMAL = pa.decimal128(38, 9)
 _SCHEMAS = {

@@ -6,11 +6,11 @@ from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
 from store import kernels, runs
+from store.arrays import U64
 from store.files import Disk
 from store.flush import write_run
 from store.index import INDEX_SCHEMA, entries, find, sorted_entries
@@ -18,8 +18,6 @@ from store.runs import Run, filter_of, map_run, merge_ranges
 from store.search import search
 from store.summaries import SUMMARY_SCHEMA, added_up
 from tests import storebuilder
-
-U64 = npt.NDArray[np.uint64]
 
 MOST = (1 << 64) - 1
 
