@@ -8,9 +8,10 @@ from pathlib import Path
 
 from store.files import Disk
 from store.kinds import KINDS
-from store.recovery import open_catalog, remove_orphans
+from store.recovery import open_catalog
 from store.remake import check_sums, remade
 from store.stopped import stopped_store
+from store.tiers import unnamed
 
 __all__ = ["Rebuilt", "rebuild"]
 
@@ -33,11 +34,13 @@ def rebuild(root: Path, disk: Disk) -> Rebuilt:
     with stopped_store(disk, root) as (hasher, contents):
         state = open_catalog(disk, root, hasher, contents)
         try:
+            runs = state.runs
             if not state.is_new:
                 check_sums(root, state.files)
-                made = remade(disk, root, hasher, state.files, state.flushed, KINDS)
-                state.catalog.exchange_kinds(list(KINDS), made)
-                remove_orphans(disk, root, made)
+                runs = remade(disk, root, hasher, state.files, state.flushed, KINDS)
+                state.catalog.exchange_kinds(list(KINDS), runs)
+            for path in unnamed(root, runs):
+                disk.remove(path)
         finally:
             state.catalog.close()
     return Rebuilt(state.flushed, len(state.files), time.monotonic() - started)

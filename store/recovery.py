@@ -292,7 +292,6 @@ def _made_anew(disk: Disk, root: Path, hasher: Hasher, catalog: Catalog, content
     if flushed:
         _prove(root, hasher, contents, runs[0], flushed)
     catalog.make_anew(files, runs, contents.frames[-1].number, contents.digest.hex(), flushed)
-    remove_orphans(disk, root, runs)
     return CatalogState(catalog, flushed, files, runs, is_new=True)
 
 
@@ -355,15 +354,7 @@ def _with_whole_runs(disk: Disk, root: Path, hasher: Hasher, state: CatalogState
         state.catalog.exchange_kinds(broken, made)
         kept = [row for row in state.runs if row.kind not in broken]
         state = CatalogState(state.catalog, state.flushed, state.files, [*kept, *made])
-    remove_orphans(disk, root, state.runs)
     return state
-
-
-def remove_orphans(disk: Disk, root: Path, runs: list[RunRow]) -> None:
-    """Remove files of runs that the catalog does not name."""
-    for kind in KINDS:
-        for orphan in set((root / "internal" / kind).glob("*.arrow")) - {root / run.name for run in runs}:
-            disk.remove(orphan)
 
 
 def recover_hot(root: Path, hasher: Hasher, state: JournalState, flushed: int) -> Hot:

@@ -1,8 +1,9 @@
 """The runs on disk, merged in tiers: the runs of a full size class become one of the next.
 
 A merged run is written where it will stand, synced in steps, and counts from the transaction of the catalog on; a file
-that the catalog does not name is removed by the next start. Flushes go on beside a merge, and add runs; what becomes
-due meanwhile and is less work is merged in between, so that few runs wait for the end of a merge that takes a minute.
+that the catalog does not name is removed behind the next start. Flushes go on beside a merge, and add runs; what
+becomes due meanwhile and is less work is merged in between, so that few runs wait for the end of a merge that takes a
+minute.
 
 One thread calls `merge_once`.
 """
@@ -27,7 +28,7 @@ from store.kinds import KINDS, opened
 from store.rot import Pace, condemned
 from store.unlinked import Unlinked
 
-__all__ = ["Tiers"]
+__all__ = ["Tiers", "unnamed"]
 
 
 class Runs(Protocol):
@@ -61,6 +62,7 @@ class Tiers:
         self._unlinked = Unlinked(disk)
         self._stopping = threading.Event()
         self._busy: set[str] = set()
+        self._left = unnamed(root, rows)
 
     @property
     def rows(self) -> tuple[RunRow, ...]:
@@ -85,6 +87,9 @@ class Tiers:
         `DiskFullError`: everything is as it was, and it may be tried again.
         """
         self._unlinked.free()
+        while self._left and not self._stopping.is_set():
+            with contextlib.suppress(OSError):  # then the next start tries again
+                self._disk.remove(self._left.pop())
         due = self._due()
         if due is None:
             return False
@@ -156,6 +161,12 @@ class Tiers:
     def _exchange(self, gone: Collection[str], rows: Sequence[RunRow]) -> None:
         with self._lock:
             self._rows = (*(row for row in self._rows if row.name not in gone), *rows)
+
+
+def unnamed(root: Path, rows: Sequence[RunRow]) -> list[Path]:
+    """The files of runs that the catalog does not name, as a start finds them: a second for each 1.5 GB to remove."""
+    names = {root / row.name for row in rows}
+    return [path for kind in KINDS for path in (root / "internal" / kind).glob("*.arrow") if path not in names]
 
 
 def _size(rows: Sequence[RunRow]) -> int:

@@ -132,6 +132,27 @@ def test_smaller_merges_do_not_wait_for_the_end_of_a_large_one(store: Store, mon
     assert verify(copy).differences == []
 
 
+def test_what_an_unfinished_merge_left_is_removed_behind_a_start(store: Store) -> None:
+    """Not by the start: that would take a second for each 1.5 GB. First of all by the merger."""
+    copy = store.root.with_name("copy")
+    shutil.copytree(store.root, copy)
+    kept = sorted(copy.glob("internal/*/*.arrow"))
+    left = [copy / f"internal/{kind}/{4:020d}-{7:020d}.1-9.arrow" for kind in KINDS]
+    for path in left:
+        path.write_bytes(b"some of a run")
+    again = open_store(copy)
+    assert sorted(copy.glob("internal/*/*.arrow")) == sorted([*kept, *left])
+    flush(again, Direct(again), 4)
+    again.tiers.merge_once()
+    assert not any(path.exists() for path in left)
+    while again.tiers.merge_once():
+        pass
+    assert names(again)[0] == names(again)[1]
+    assert len(list(copy.glob("internal/*/*.arrow"))) == len(again.tiers.rows)
+    again.close()
+    assert verify(copy).differences == []
+
+
 def test_a_merge_is_given_up_at_a_stop(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it has written is removed, and a later merge makes it anew."""
     before = names(store)
