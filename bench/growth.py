@@ -6,10 +6,12 @@ import contextlib
 import http.client
 import itertools
 import json
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 from bench.context import BULK, Context
@@ -29,6 +31,8 @@ _FREE_BYTES = 12 << 30
 
 _SETTLE_S = 8.0
 """A bulk file is flushed, and its runs are merged, within so long."""
+
+_DROP_CACHES = "/proc/sys/vm/drop_caches"
 
 _HOURS = ("2024-03-02T12:00:00Z", "2024-03-05T12:00:00Z")
 _MINUTES = ("2024-03-02T12:20:00Z", "2024-03-05T12:20:00Z")
@@ -115,6 +119,13 @@ def _figures(service: Service, size: int, rates: list[float], beside: list[float
     line("memory of the service (RssAnon)", "MiB", [float(service.memory["RssAnon"])], _memory(service))
     service.kill()
     line("start after kill -9", "s", [service.start()])
+    if os.access(_DROP_CACHES, os.W_OK):
+        service.kill()
+        os.sync()
+        Path(_DROP_CACHES).write_text("3")
+        line("start with an empty page cache", "s", [service.start()])
+        cold = [_post(service, size, number) for number in range(2_000_000, 2_000_010)]
+        line("the first batches of 1,000 then", "ms", cold, f"the first {cold[0]:.0f} ms")
     return lines
 
 
@@ -135,7 +146,7 @@ def _post(service: Service, size: int, number: int) -> float:
                 "type": "positive",
                 "value": "1.5",
                 "unit": "SEK",
-                "reference": f"batch-{number}",
+                "reference": f"batch-{size}-{number}",
             }
         )
         for row in range(1_000)

@@ -37,6 +37,7 @@ class Merger(Worker):
         self.problem = None
 
     def _run(self) -> None:
+        self._store.ask_ahead()
         give_way()
         while not self._stopping.is_set():
             self._wait()

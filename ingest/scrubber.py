@@ -16,6 +16,9 @@ __all__ = ["Scrubber"]
 _REST_S = 60.0
 """Between two passes at least."""
 
+_RUNS_BYTES_S = 256 << 20
+"""At which runs are read behind a start: what commits need of a cold disk goes before."""
+
 
 class Scrubber(Worker):
     """Scrubs a store. `passes` counts the passes that are done, `problem` is what the last one could not read."""
@@ -66,7 +69,7 @@ class Scrubber(Worker):
         self._store.failure = self._store.failure or error
 
     def _run(self) -> None:
-        self._tell(self.check_runs(Pace(stopping=self._stopping)))
+        self._tell(self.check_runs(Pace(_RUNS_BYTES_S, self._stopping)))
         while not self._stopping.wait(_REST_S):
             try:
                 self.run_once()

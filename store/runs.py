@@ -14,9 +14,12 @@ pages whatever the size of the runs.
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -50,21 +53,18 @@ _FILTER = pa.field("filter", pa.uint8())
 _FILTERED_ROWS = 4_096
 """A run in memory of so many rows has a filter: fewer are sought as fast."""
 
-_TOUCHED_EVERY = 4_096
-"""The size of a page of memory."""
-
-
 class Run:
     """An immutable sorted run. `name` is that of its file relative to the data directory, empty in memory.
 
     `mapped` is the file that its pages and their `filters` lie in, as they are read: uncompressed and without nulls.
+    It is for look-ups, which read a little here and there, until it is said to be read `through`.
     """
 
     def __init__(
         self,
         pages: Iterable[pa.RecordBatch],
         name: str = "",
-        mapped: pa.Buffer | None = None,
+        mapped: mmap.mmap | None = None,
         filters: Sequence[pa.Array] = (),
     ) -> None:
         self.name = name
@@ -95,7 +95,7 @@ class Run:
         """The same of any columns."""
         spans = np.array([_spans(column) for column in columns], np.int64).reshape(-1, 2, 2)
         if self._mapped is not None:
-            begin, end = self._mapped.address, self._mapped.address + self._mapped.size
+            begin, end = _address(self._mapped), _address(self._mapped) + len(self._mapped)
             used = spans[spans[:, :, 1] > 0]
             if (used[:, 0] < begin).any() or (used.sum(axis=1) > end).any() or (used[:, 0] % 8).any():
                 raise pa.ArrowInvalid("its pages do not lie in the file as they are read")
@@ -104,7 +104,25 @@ class Run:
     def touch(self) -> None:
         """Read a mapped run once, so that the first look-ups do not wait for its pages one by one."""
         if self._mapped is not None:
-            np.frombuffer(self._mapped, np.uint8)[::_TOUCHED_EVERY].max(initial=0)
+            np.frombuffer(self._mapped, np.uint8)[::mmap.PAGESIZE].max(initial=0)
+
+    def ask_ahead(self) -> None:
+        """Let the system read what every look-up needs of a mapped run: the filters, and where its pages begin and end.
+
+        Behind a start whose page cache is empty the first ones waited for each of these.
+        """
+        if self._mapped is not None:
+            ends = [part for page in self.hi for part in (page[:1], page[-1:])]
+            for part in (*ends, *self._filters):
+                begin = part.ctypes.data - _address(self._mapped)
+                before = begin % mmap.PAGESIZE
+                self._mapped.madvise(mmap.MADV_WILLNEED, begin - before, part.nbytes + before)
+
+    def through(self) -> Self:
+        """The same, to be read from its beginning to its end."""
+        if self._mapped is not None:
+            self._mapped.madvise(mmap.MADV_SEQUENTIAL)
+        return self
 
     @cached_property
     def searched(self) -> kernels.Searched:
@@ -126,6 +144,10 @@ class Run:
             end = len(hi) if high > 0xFFFFFFFFFFFFFFFF else int(np.searchsorted(hi, np.uint64(high)))
             if begin < end:
                 yield page.slice(begin, end - begin)
+
+
+def _address(mapped: mmap.mmap) -> int:
+    return int(pa.py_buffer(mapped).address)
 
 
 def _density(hi: U64) -> float:
@@ -211,15 +233,18 @@ def map_run(path: Path, name: str, schema: pa.Schema) -> Run:
 
     Pages that were written before there were filters have none.
     """
-    with pa.memory_map(str(path)) as source:
-        data = source.read_buffer()
-    reader = pa.ipc.open_file(data)
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise pa.ArrowInvalid("it is empty")
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    mapped.madvise(mmap.MADV_RANDOM)  # or the system reads all of it where it reads the beginnings of pages
+    reader = pa.ipc.open_file(pa.py_buffer(mapped))
     has_filter = reader.schema == schema_in_file(schema)
     if reader.schema != schema and not has_filter:
         raise pa.ArrowInvalid(f"its columns are {', '.join(f'{field.name} {field.type}' for field in reader.schema)}")
     pages = [page for number in range(reader.num_record_batches) if (page := reader.get_batch(number)).num_rows]
     filters = [page.column(_FILTER.name) for page in pages] if has_filter else []
-    return Run([page.select(schema.names) for page in pages], name, data, filters)
+    return Run([page.select(schema.names) for page in pages], name, mapped, filters)
 
 
 def tier_to_merge(rows: Sequence[int]) -> list[int]:

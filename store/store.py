@@ -387,6 +387,14 @@ class Store:
             self._view = replace(self._view, files=tuple(file for file in before if file.name not in gone) + added)
         self._links.retire(file for file in before if file.name in gone)
 
+    def ask_ahead(self) -> None:
+        """Behind a start: let the system read what every commit needs, before the first one waits for it."""
+        runs = (*self._view.index, *self._view.summaries)
+        for run in runs:
+            run.ask_ahead()
+        for run in runs:
+            _ = run.searched
+
     def wait_for_room(self, rows: int, size: int, timeout_s: float) -> bool:
         """Wait until fewer than so many hot rows and bytes are left; False where the time is up first."""
         with self._room:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import mmap
+import os
+import sys
+import time
 from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
@@ -148,6 +155,53 @@ def test_a_file_that_is_read_into_memory_is_refused(tmp_path: Path) -> None:
         map_run(tmp_path / "run", "run", INDEX_SCHEMA)
     with pytest.raises(pa.ArrowInvalid, match="its columns are hi uint64, lo uint64, word uint64, fp uint64"):
         map_run(tmp_path / "run", "run", SUMMARY_SCHEMA)
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    """As one that was lost in a crash may be."""
+    (tmp_path / "run").touch()
+    with pytest.raises(pa.ArrowInvalid, match="it is empty"):
+        map_run(tmp_path / "run", "run", INDEX_SCHEMA)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what it has in memory")
+def test_mapping_a_run_reads_little_and_asking_ahead_reads_its_filters(tmp_path: Path) -> None:
+    """Also where the system reads megabytes ahead: a start with an empty page cache read all runs from end to end."""
+    rows = 1_500_000
+    hi = np.sort(np.random.Generator(np.random.Philox(3)).integers(0, MOST, rows, np.uint64))
+    written = on_disk(tmp_path, [run_of(hi, hi)])
+    del written
+    path = tmp_path / "run"
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if held(path).mean() > 0.1:
+        return  # a file system that lives in memory
+    run = map_run(path, "run", INDEX_SCHEMA)
+    assert held(path).mean() < 0.01
+    run.ask_ahead()
+    base = pa.py_buffer(run._mapped).address
+    filters = np.concatenate(
+        [(column.ctypes.data - base + np.arange(0, len(column), mmap.PAGESIZE)) for column in run._filters]
+    )
+    assert len(filters) > 300
+    ends = time.monotonic() + 20
+    while not held(path)[filters // mmap.PAGESIZE].all():
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    assert held(path).mean() < 0.1
+    assert len(find([run], hi[:100], hi[:100]).seq) == 100
+
+
+def held(path: Path) -> npt.NDArray[np.bool_]:
+    """Of each page of a file whether it is in memory."""
+    with path.open("rb") as file, contextlib.closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as mapped:
+        buffer = pa.py_buffer(mapped)
+        found = np.zeros(-(-buffer.size // mmap.PAGESIZE), np.uint8)
+        address, size, vector = map(ctypes.c_void_p, (buffer.address, buffer.size, found.ctypes.data))
+        assert ctypes.CDLL(None).mincore(address, size, vector) == 0
+        del buffer
+    return (found & 1).astype(np.bool_)
 
 
 @pytest.mark.parametrize("with_c", [True, False])
