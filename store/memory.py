@@ -21,7 +21,7 @@ _LARGE_BYTES = 32 << 20
 
 _NEVER_BYTES = 1 << 30
 
-_KEPT_BYTES = 700 << 20
+_KEPT_BYTES = 600 << 20
 """So much the process may have before it gives back what is free: a bulk load that has to ask for it again after each
 flush takes a tenth more CPU."""
 
