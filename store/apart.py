@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
+import selectors
 import signal
 import subprocess
 import sys
@@ -117,12 +117,14 @@ def _answer(process: subprocess.Popen[bytes], job: _Job, go_on: Callable[[], Non
     with contextlib.suppress(BrokenPipeError):  # then there is no answer
         jobs.write(msgspec.json.encode(job, enc_hook=str) + b"\n")
     line = b""
-    while not line.endswith(b"\n"):
-        while not select.select([answers], [], [], _LOOK_S)[0]:
-            go_on()
-        if not (piece := answers.read(1 << 16)):
-            raise TransientError(f"the process that merged the Parquet files was ended ({process.wait()})")
-        line += piece
+    with selectors.DefaultSelector() as waiting:
+        waiting.register(answers, selectors.EVENT_READ)
+        while not line.endswith(b"\n"):
+            while not waiting.select(_LOOK_S):
+                go_on()
+            if not (piece := answers.read(1 << 16)):
+                raise TransientError(f"the process that merged the Parquet files was ended ({process.wait()})")
+            line += piece
     return msgspec.json.decode(line, type=_Answer)
 
 
