@@ -104,7 +104,7 @@ class Service:
         with contextlib.suppress(OSError):
             while process.poll() is None:
                 self.peak = max(self.peak, float(self.memory["RssAnon"]))
-                time.sleep(0.05)
+                time.sleep(0.1)
 
     @property
     def memory(self) -> dict[str, int]:
@@ -183,12 +183,14 @@ def verify(data: Path) -> None:
 
 
 def _tree(pid: int) -> list[int]:
-    """A process and all that it started."""
+    """A process and all that it started, but for what is about to become one (and has the memory of its parent)."""
     found = [pid]
+    mine = Path(f"/proc/{pid}/cmdline").read_bytes()
     for parent in found:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
             with contextlib.suppress(OSError):
-                found += map(int, children.read_text().split())
+                started = map(int, children.read_text().split())
+                found += [child for child in started if Path(f"/proc/{child}/cmdline").read_bytes() != mine]
     return found
 
 

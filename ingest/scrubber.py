@@ -1,6 +1,6 @@
 """The scrubber: the thread that reads everything again, to find rot before it is needed.
 
-Right after a start it reads the runs, as fast as it can; from then on runs and Parquet files, one pass in every
+Right after a start it reads the runs, at a pace of their own; from then on runs and Parquet files, one pass in every
 `interval_s`, evenly.
 """
 

@@ -41,6 +41,11 @@ _KEPT_S = 60.0
 
 _LOOK_S = 0.1
 
+_ENDS_S = 1.0
+
+_OOM_SCORE = b"500"
+"""Where the kernel has to end a process for want of memory, it is this one and not the service."""
+
 
 class _Job(msgspec.Struct):
     """What `store.merging.merge` is told."""
@@ -68,17 +73,20 @@ class Apart:
         self._used = 0.0
 
     def merge(self, files: Sequence[SealedFile], path: Path, name: str, how: Merging) -> FileRow:
-        """As `store.merging.merge`. `TransientError` where the process was ended by something else."""
+        """As `store.merging.merge`. `TransientError` where something else ended the process in the middle of it."""
         process = self._begun() if sum(file.rows for file in files) >= _WORTH_ROWS else None
         if process is None:
             return merge(files, path, name, how)
-        job = _Job(list(files), path, name, how.memory, how.disk.fsync)
         try:
-            answer = _answer(process, job, how.go_on)
+            answer = _answer(process, _Job(list(files), path, name, how.memory, how.disk.fsync), how.go_on)
         except BaseException:
             self.close()
             raise
         self._used = time.monotonic()
+        if answer is None:
+            logger.warning("the process that merges Parquet files ended by itself, these are merged without it")
+            self.close()
+            return merge(files, path, name, how)
         if answer.error is not None:
             raise OSError(*answer.error)
         if answer.made is None:
@@ -97,35 +105,49 @@ class Apart:
             process.kill()
             process.wait()
             for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):  # what it was to read
+                with contextlib.suppress(OSError):  # a job that it did not read
                     cast("BinaryIO", pipe).close()
 
     def _begun(self) -> subprocess.Popen[bytes] | None:
-        """The process; none where the system has no room for one more."""
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        if self._process is None:  # of this session: with one of its own it would not give way (autogroups of Linux)
+        """The process; none where the system has no room for one more.
+
+        It has no session of its own, or it would not give way (autogroups of Linux), but a group: a Ctrl-C is for the
+        service.
+        """
+        if self._process is not None and self._process.poll() is not None:
+            self.close()
+        if self._process is None:
+            pipe = subprocess.PIPE
             try:
-                self._process = spawned("store.apart", [str(os.getpid())], **pipes, bufsize=0)
+                self._process = spawned("store.apart", [str(os.getpid())], stdin=pipe, stdout=pipe, process_group=0)
             except OSError as error:
                 logger.warning("no process to merge Parquet files in could be started: %s", error)
         return self._process
 
 
-def _answer(process: subprocess.Popen[bytes], job: _Job, go_on: Callable[[], None]) -> _Answer:
-    """What comes of a job. While it is waited for `go_on` is called, which may give it up by an exception."""
+def _answer(process: subprocess.Popen[bytes], job: _Job, go_on: Callable[[], None]) -> _Answer | None:
+    """What comes of a job; None where the process ended by itself, as one that cannot begin.
+
+    While it is waited for `go_on` is called, which may give it up by an exception.
+    """
     jobs, answers = cast("BinaryIO", process.stdin), cast("BinaryIO", process.stdout)
     with contextlib.suppress(BrokenPipeError):  # then there is no answer
         jobs.write(msgspec.json.encode(job, enc_hook=str) + b"\n")
-    line = b""
+        jobs.flush()
     with selectors.DefaultSelector() as waiting:
         waiting.register(answers, selectors.EVENT_READ)
-        while not line.endswith(b"\n"):
-            while not waiting.select(_LOOK_S):
-                go_on()
-            if not (piece := answers.read(1 << 16)):
-                raise TransientError(f"the process that merged the Parquet files was ended ({process.wait()})")
-            line += piece
-    return msgspec.json.decode(line, type=_Answer)
+        while not waiting.select(_LOOK_S):
+            go_on()
+    line = answers.readline()
+    if line.endswith(b"\n"):
+        return msgspec.json.decode(line, type=_Answer)
+    try:
+        code = process.wait(_ENDS_S)
+    except subprocess.TimeoutExpired:
+        code = -signal.SIGKILL
+    if code < 0:
+        raise TransientError(f"the process that merged its files was ended by signal {-code}")
+    return None
 
 
 def main() -> None:
@@ -133,6 +155,8 @@ def main() -> None:
     for ending in (signal.SIGTERM, signal.SIGINT):  # the service is told, too, and ends this one
         signal.signal(ending, signal.SIG_IGN)
     share_memory()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_bytes(_OOM_SCORE)
     for line in sys.stdin.buffer:
         job = msgspec.json.decode(line, type=_Job, dec_hook=lambda kind, text: kind(text))
         sys.stdout.buffer.write(msgspec.json.encode(_done(job)) + b"\n")
@@ -144,7 +168,7 @@ def _done(job: _Job) -> _Answer:
     try:
         return _Answer(merge(job.files, job.path, job.name, Merging(Disk(fsync=job.fsync), job.memory, _look)))
     except OSError as error:
-        return _Answer(error=(error.errno or 0, str(error)))
+        return _Answer(error=(error.errno or 0, error.strerror or str(error)))
     except (CorruptionError, pa.ArrowException) as error:
         return _Answer(damage=str(error))
 

@@ -28,6 +28,9 @@ FULL_ROWS = 1 << 20
 _FULL_BYTES = 64 << 20
 """A file of so many records or bytes stays as it is for ever."""
 
+_MERGED_BYTES = _FULL_BYTES * 5 // 4
+"""So many become a file of `_FULL_BYTES`, as they are compressed better together."""
+
 _MERGED_FILES = 128
 """Looked at, at once: more than may be left of all classes beside a full one."""
 
@@ -68,7 +71,7 @@ def _end_of_full_file(small: Sequence[SealedFile]) -> int:
     """How many of them are a full file together; one more than there are where they are not."""
     rows = itertools.accumulate(file.rows for file in small)
     size = itertools.accumulate(file.bytes for file in small)
-    count = sum(1 for total in zip(rows, size, strict=True) if total[0] < FULL_ROWS and total[1] < _FULL_BYTES)
+    count = sum(1 for total in zip(rows, size, strict=True) if total[0] < FULL_ROWS and total[1] < _MERGED_BYTES)
     return count + 1
 
 

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import logging
 import math
+import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,6 +45,9 @@ logger = logging.getLogger("oncelake.compaction")
 
 COMPACTION = "internal/compaction"
 """Where new directories are made, and old ones stay for a while."""
+
+_HELD_BACK_S = 3_600.0
+"""A partition stays as it is for so long where something has ended the process that merged its files."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class Compaction:
         self._pending: list[Swap] = []
         self._retired = [(-math.inf, path) for path in _left(root)]
         self._newest: dict[int, tuple[int, float]] = {}
-        self._damaged: set[str] = set()
+        self._left_until: dict[str, float] = {}
         self._idle_at = -1
         self._idle_until = 0.0
         self._stop = Stop()
@@ -165,13 +169,12 @@ class Compaction:
 
     def remove_retired(self, now_s: float = -math.inf) -> None:
         """Remove the directories whose time is over, or only what the process before this one left; until a stop."""
-        due = [path for until, path in self._retired if until <= now_s]
-        self._retired = [entry for entry in self._retired if entry[0] > now_s]
         unsynced = 0
-        for path in due:
+        for due in [entry for entry in self._retired if entry[0] <= now_s]:
             if self._stop.is_set:  # what is left is removed behind the next start
                 break
-            unsynced = remove_directory(self._disk, path, unsynced)
+            unsynced = remove_directory(self._disk, due[1], unsynced)
+            self._retired.remove(due)
         self.counters.retired = len(self._retired)
 
     def stop(self) -> None:
@@ -195,15 +198,15 @@ class Compaction:
         chosen = choose_partitions(files, lambda day: now - self._newest[day][1] >= rest_s)
         if not chosen:
             self._idle_at = flushed
-            self._idle_until = min(
-                (at + rest_s for _, at in self._newest.values() if at + rest_s > now), default=math.inf
-            )
+            ends = [at + rest_s for _, at in self._newest.values()] + list(self._left_until.values())
+            self._idle_until = min((end for end in ends if end > now), default=math.inf)
         return chosen
 
     def _whole_files(self) -> list[SealedFile]:
-        """The sealed files of partitions in which nothing is known to be damaged."""
+        """The sealed files of partitions that are not left as they are."""
         files = self._sealed.files
-        avoided = {file.day for file in files if file.name in self._damaged}
+        now = time.monotonic()
+        avoided = {file.day for file in files if self._left_until.get(file.name, 0.0) > now}
         return [file for file in files if file.day not in avoided]
 
     def _note_newest(self, files: Sequence[SealedFile], now: float) -> None:
@@ -224,7 +227,8 @@ class Compaction:
             self._apart.rest()
             return []
         targets = [f"{day_directory(files[0].day)}/{merged_name(files)}" for files in chosen]
-        staged = [f"{COMPACTION}/{Path(target).parent.name}.{Path(target).stem}" for target in targets]
+        mine = os.getpid()  # what the process before this one has not stopped writing is elsewhere
+        staged = [f"{COMPACTION}/{Path(target).parent.name}.{Path(target).stem}.{mine}" for target in targets]
         try:
             for name in staged:
                 self._remove(self._root / name)
@@ -243,13 +247,17 @@ class Compaction:
 
     def _merged(self, files: Sequence[SealedFile], target: str, staged: str, how: Merging) -> Swap | None:
         """The merged file of one partition; None where a file is damaged, and the partition is left as it is."""
-        directory = day_directory(files[0].day)
+        directory, names = day_directory(files[0].day), [file.name for file in files]
         try:
             row = self._apart.merge(files, self._root / staged / Path(target).name, target, how)
-        except (CorruptionError, TransientError, pa.ArrowException) as error:
-            self._leave(directory, (file.name for file in files), staged, str(error))
+        except TransientError as error:
+            self._stop.check()
+            self._leave(directory, names, staged, str(error), for_s=_HELD_BACK_S)
             return None
-        return Swap(directory, staged, [file.name for file in files], row)
+        except (CorruptionError, pa.ArrowException) as error:
+            self._leave(directory, names, staged, str(error))
+            return None
+        return Swap(directory, staged, names, row)
 
     # -- exchanging
 
@@ -295,11 +303,12 @@ class Compaction:
                 return False
         return True
 
-    def _leave(self, directory: str, names: Iterable[str], staged: str, why: str) -> None:
-        """A partition whose files are these stays as it is until the next start."""
-        self._damaged.update(names)
+    def _leave(self, directory: str, names: Iterable[str], staged: str, why: str, for_s: float = math.inf) -> None:
+        """A partition with these files stays as it is for so long; without end until the next start."""
+        self._left_until |= dict.fromkeys(names, time.monotonic() + for_s)
         self.counters.failures += 1
-        logger.error("%s is not compacted until the next start: %s", directory, why)
+        how_long = "until the next start" if for_s == math.inf else f"for {for_s / 60:.0f} minutes"
+        logger.error("%s is not compacted %s: %s", directory, how_long, why)
         self._remove(self._root / staged)
 
     def _finish(self, now: float) -> None:

@@ -113,19 +113,22 @@ class Engine:
         rows: int,
         stop: Stop | None = None,
         watch: Callable[[pa.RecordBatch], None] | None = None,
+        spent_s: float = 0.0,
     ) -> Iterator[Iterator[pa.RecordBatch]]:
         """Run one query over the data directory and the given tables, and give its answer in record batches.
 
         `rows` is how many it reads at most. The query is over when the context begins, and `watch` has seen all its
         batches; what it raises ends the query. What can go wrong goes wrong there: `DiskFullError` where there is no
-        room to spill, `QueryMemoryError` where even spilling did not help, `QueryTimeError`.
+        room to spill, `QueryMemoryError` where even spilling did not help, `QueryTimeError`. A question of several
+        queries has `spent_s` of its time already.
         """
+        left_s = None if self._time_s is None else max(self._time_s - spent_s, 0.0)
         lane = self._small if rows <= _SMALL_ROWS else self._large
         with contextlib.ExitStack() as stack:
             late = threading.Event()
             began = time.monotonic()
             try:
-                with lane.running(sql, parameters, tables, stop or Stop(), self._time_s, late) as batches:
+                with lane.running(sql, parameters, tables, stop or Stop(), left_s, late) as batches:
                     answer = stack.enter_context(spooled(_watched(batches, watch) if watch else batches, self._temp))
             except (duckdb.Error, OSError) as error:
                 if late.is_set():

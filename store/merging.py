@@ -72,6 +72,7 @@ def merge(files: Sequence[SealedFile], path: Path, name: str, how: Merging) -> F
     for file in files:
         how.go_on()
         _check(file)
+    how.go_on()  # before a file is made: whoever wanted it may be gone
     before, after = _Facts(), _Facts()
     with partition_writer(path, _span(files)) as writer:
         growing = Growing(how.disk, path)

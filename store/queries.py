@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -146,8 +147,9 @@ def records(
     `AnswerTooLargeError` where there would be more than `max_rows` (0: none).
     """
     seen = _Seen(limit, max_rows)
+    began = time.monotonic()
     with contextlib.ExitStack() as opened:
-        found = []
+        found: list[Iterator[pa.RecordBatch]] = []
         for span in [filters] if limit is None else _spans(snapshot, filters):
             source = _source(snapshot, span)
             sql = f"""
@@ -159,7 +161,10 @@ def records(
             """  # noqa: S608
             if limit is not None:
                 source.parameters["limit"] = limit + 1 - seen.rows
-            query = engine.query(sql, source.parameters, source.tables, rows=source.rows, stop=stop, watch=seen)
+            spent_s = time.monotonic() - began if found else 0.0
+            query = engine.query(
+                sql, source.parameters, source.tables, rows=source.rows, stop=stop, watch=seen, spent_s=spent_s
+            )
             found.append(opened.enter_context(query))
             if limit is not None and seen.rows > limit:
                 break

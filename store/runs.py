@@ -14,6 +14,7 @@ pages whatever the size of the runs.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -52,6 +53,7 @@ _FILTER = pa.field("filter", pa.uint8())
 
 _FILTERED_ROWS = 4_096
 """A run in memory of so many rows has a filter: fewer are sought as fast."""
+
 
 class Run:
     """An immutable sorted run. `name` is that of its file relative to the data directory, empty in memory.
@@ -104,7 +106,9 @@ class Run:
     def touch(self) -> None:
         """Read a mapped run once, so that the first look-ups do not wait for its pages one by one."""
         if self._mapped is not None:
-            np.frombuffer(self._mapped, np.uint8)[::mmap.PAGESIZE].max(initial=0)
+            self.through()
+            np.frombuffer(self._mapped, np.uint8)[:: mmap.PAGESIZE].max(initial=0)
+            _advise(self._mapped, mmap.MADV_RANDOM)
 
     def ask_ahead(self) -> None:
         """Let the system read what every look-up needs of a mapped run: the filters, and where its pages begin and end.
@@ -116,12 +120,12 @@ class Run:
             for part in (*ends, *self._filters):
                 begin = part.ctypes.data - _address(self._mapped)
                 before = begin % mmap.PAGESIZE
-                self._mapped.madvise(mmap.MADV_WILLNEED, begin - before, part.nbytes + before)
+                _advise(self._mapped, mmap.MADV_WILLNEED, begin - before, part.nbytes + before)
 
     def through(self) -> Self:
         """The same, to be read from its beginning to its end."""
         if self._mapped is not None:
-            self._mapped.madvise(mmap.MADV_SEQUENTIAL)
+            _advise(self._mapped, mmap.MADV_SEQUENTIAL)
         return self
 
     @cached_property
@@ -144,6 +148,12 @@ class Run:
             end = len(hi) if high > 0xFFFFFFFFFFFFFFFF else int(np.searchsorted(hi, np.uint64(high)))
             if begin < end:
                 yield page.slice(begin, end - begin)
+
+
+def _advise(mapped: mmap.mmap, advice: int, *span: int) -> None:
+    """Tell the system how a mapping is read. It need not listen."""
+    with contextlib.suppress(OSError):
+        mapped.madvise(advice, *span)
 
 
 def _address(mapped: mmap.mmap) -> int:
@@ -237,7 +247,7 @@ def map_run(path: Path, name: str, schema: pa.Schema) -> Run:
         if not os.fstat(file.fileno()).st_size:
             raise pa.ArrowInvalid("it is empty")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    mapped.madvise(mmap.MADV_RANDOM)  # or the system reads all of it where it reads the beginnings of pages
+    _advise(mapped, mmap.MADV_RANDOM)  # or the system reads all of it where it reads the beginnings of pages
     reader = pa.ipc.open_file(pa.py_buffer(mapped))
     has_filter = reader.schema == schema_in_file(schema)
     if reader.schema != schema and not has_filter:

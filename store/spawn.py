@@ -15,7 +15,7 @@ _ROOT = str(Path(__file__).parents[1])
 
 
 def spawned(module: str, arguments: Sequence[str], **how: Any) -> subprocess.Popen[bytes]:
-    """`python -m MODULE ARGUMENTS`, with what `subprocess.Popen` is to know."""
+    """`python -m MODULE ARGUMENTS`, with what `subprocess.Popen` is to know; not of the working directory."""
     path = os.pathsep.join(filter(None, (_ROOT, os.environ.get("PYTHONPATH"))))
     environ = {**os.environ, "PYTHONPATH": path}
-    return subprocess.Popen([sys.executable, "-m", module, *arguments], env=environ, **how)
+    return subprocess.Popen([sys.executable, "-P", "-m", module, *arguments], env=environ, **how)

@@ -31,6 +31,10 @@ from store.unlinked import Unlinked
 __all__ = ["Tiers", "unnamed"]
 
 
+_LEFT = ".left"
+"""The suffix of a file that was a run, or was to become one."""
+
+
 class Runs(Protocol):
     """The runs that commits and questions look into."""
 
@@ -62,12 +66,25 @@ class Tiers:
         self._unlinked = Unlinked(disk)
         self._stopping = threading.Event()
         self._busy: set[str] = set()
-        self._left = unnamed(root, rows)
+        self._left = self._put_aside(unnamed(root, rows))
 
     @property
     def rows(self) -> tuple[RunRow, ...]:
         """All of them."""
         return self._rows
+
+    def _put_aside(self, paths: Sequence[Path]) -> list[Path]:
+        """Give files that nothing names other names, which no run can get. What is to be removed then.
+
+        Where they have taken the room that a start needs they are removed at once.
+        """
+        free = shutil.disk_usage(self._root).free
+        at_once = paths if free < sum(path.stat().st_size for path in paths) else ()
+        for path in at_once:
+            self._disk.remove(path)
+        for path in set(paths).difference(at_once):
+            self._disk.rename(path, path.with_suffix(_LEFT))
+        return [path for kind in KINDS for path in (self._root / "internal" / kind).glob(f"*{_LEFT}")]
 
     def add(self, rows: Sequence[RunRow]) -> None:
         """A flush has added these."""

@@ -98,7 +98,7 @@ def test_what_is_large_stays_as_it_is() -> None:
     chosen = choose([sealed(seq, FULL_ROWS - 1) for seq in range(20)], rested=True)
     assert len(chosen) == 2
     assert len(choose([sealed(seq, FULL_ROWS // 2, size=1 << 20) for seq in range(20)], rested=False)) == 2
-    assert len(choose([sealed(seq, 40_000, size=8 << 20) for seq in range(20)], rested=False)) == 8
+    assert len(choose([sealed(seq, 40_000, size=8 << 20) for seq in range(20)], rested=False)) == 10
     assert len(choose([sealed(seq, 1) for seq in range(5_000)], rested=False)) == 128
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,18 +13,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from store import apart
 from store.apart import Apart
-from store.compaction import CompactionSettings
+from store.compaction import COMPACTION, CompactionSettings
 from store.engine import Stop
-from store.errors import CorruptionError, TransientError
+from store.errors import CorruptionError
 from store.files import Disk
 from store.merging import Merging, merge
 from store.parquet import describe, partitions, write_partition
@@ -136,13 +139,13 @@ def test_errors_come_back_as_they_are(tmp_path: Path, files: list[SealedFile], m
 
 
 def test_a_merge_that_is_given_up_is_ended(tmp_path: Path, files: list[SealedFile], merging: Apart) -> None:
-    """With its process, whatever it is in the middle of."""
+    """With its process, in the middle of what it writes."""
     stop = Stop()
     many = [sealed(tmp_path, number, rows=100_000) for number in range(10, 18)]
     found: list[int] = []
 
     def given_up() -> None:
-        until(lambda: merging._process is not None)
+        until((tmp_path / "made").exists)
         found.append(pid_of(merging))
         stop.set()
 
@@ -152,6 +155,31 @@ def test_a_merge_that_is_given_up_is_ended(tmp_path: Path, files: list[SealedFil
         merging.merge(many, tmp_path / "made", "made", how(stop.check))
     stopping.join()
     assert not is_alive(found[0])
+    with pytest.raises(pa.ArrowInvalid):
+        pq.read_metadata(tmp_path / "made")
+    assert merging.merge(files, tmp_path / "made", "made", how()).rows == 2 * ROWS
+
+
+def test_it_works_however_many_files_are_open(tmp_path: Path, files: list[SealedFile], merging: Apart) -> None:
+    """A service with a thousand connections has handles above those that `select` knows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2_048), hard))
+    with contextlib.ExitStack() as opened:
+        for _ in range(1_100):
+            opened.enter_context(Path("/dev/null").open("rb"))
+        assert merging.merge(files, tmp_path / "made", "made", how()).rows == 2 * ROWS
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_process_that_cannot_begin_is_done_without(
+    tmp_path: Path, files: list[SealedFile], merging: Apart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the code was changed under a running service; it would end for every partition."""
+
+    def broken(module: str, arguments: list[str], **pipes: Any) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"], **pipes)
+
+    monkeypatch.setattr(apart, "spawned", broken)
     assert merging.merge(files, tmp_path / "made", "made", how()).rows == 2 * ROWS
 
 
@@ -167,7 +195,7 @@ def test_where_no_process_can_be_started_it_is_merged_here(
     assert merging.merge(files, tmp_path / "made", "made", how()).rows == 2 * ROWS
 
 
-def test_where_the_process_is_ended_the_partition_stays_as_it_is(tmp_path: Path) -> None:
+def test_where_the_process_is_ended_the_partition_stays_as_it_is_for_an_hour(tmp_path: Path) -> None:
     """As by whatever ends processes that take much memory; nothing is lost, and it is said. `close` ends it too."""
     compaction = CompactionSettings(rest_s=0.0, grace_s=0.0)
     lake = Store(StoreSettings(tmp_path / "data", fsync=False, compaction=compaction))
@@ -176,9 +204,10 @@ def test_where_the_process_is_ended_the_partition_stays_as_it_is(tmp_path: Path)
         committer.take([record_of(number, time=START_US) for number in range(first, first + ROWS)])
         lake.flush_once()
     merging = lake.compaction._apart
+    compacted = tmp_path / "data" / COMPACTION
 
     def ended() -> None:
-        until(lambda: merging._process is not None)
+        until(lambda: any(compacted.glob("*/*.parquet")))
         os.kill(pid_of(merging), signal.SIGKILL)
 
     ending = threading.Thread(target=ended)
@@ -188,7 +217,12 @@ def test_where_the_process_is_ended_the_partition_stays_as_it_is(tmp_path: Path)
     assert merging._process is None
     assert lake.compaction.counters.failures == 1 and lake.failure is None
     assert [file.rows for file in lake.files] == [ROWS, ROWS]
-    lake.compaction._damaged.clear()
+    assert not any(compacted.iterdir())
+    assert lake.compaction.run_once() == 0, "it was tried again at once"
+    (until_s,) = set(lake.compaction._left_until.values())
+    assert lake.compaction._idle_until == until_s and 3_500 < until_s - time.monotonic() < 3_600
+    lake.compaction._left_until.clear()
+    lake.compaction._idle_until = 0.0
     assert lake.compaction.run_once() == 1
     assert [file.rows for file in lake.files] == [2 * ROWS]
     pid = pid_of(merging)
@@ -197,15 +231,17 @@ def test_where_the_process_is_ended_the_partition_stays_as_it_is(tmp_path: Path)
     assert verify(lake.root).differences == []
 
 
-def test_a_process_that_was_ended_meanwhile_is_an_error_of_its_own(
+def test_a_process_that_was_ended_meanwhile_is_begun_again(
     tmp_path: Path, files: list[SealedFile], merging: Apart
 ) -> None:
-    """The next merge begins another."""
+    """Nobody was waiting for it."""
     assert merging.merge(files, tmp_path / "made", "made", how()).rows == 2 * ROWS
-    os.kill(pid_of(merging), signal.SIGKILL)
-    with pytest.raises(TransientError, match="was ended"):
-        merging.merge(files, tmp_path / "made", "made", how())
+    first = merging._process
+    assert first is not None
+    first.kill()
+    until(lambda: first.poll() is not None)
     assert merging.merge(files, tmp_path / "made", "made", how()).rows == 2 * ROWS
+    assert pid_of(merging) != first.pid
 
 
 _PARENT = """
@@ -218,26 +254,32 @@ from store.merging import Merging
 from store.snapshot import SealedFile
 files = msgspec.json.decode(sys.stdin.read(), type=list[SealedFile], dec_hook=lambda kind, text: kind(text))
 made = Apart()
-def go_on():
-    print(made._process.pid, flush=True)
-while True:
-    made.merge(files, Path(sys.argv[1]), "made", Merging(Disk(fsync=False), 1_000_000, go_on))
-    print(made._process.pid, flush=True)
+made.merge(files[:2], Path(sys.argv[1] + ".first"), "first", Merging(Disk(fsync=False), 1_000_000, lambda: None))
+print(made._process.pid, flush=True)
+if len(files) > 2:
+    made.merge(files, Path(sys.argv[1]), "made", Merging(Disk(fsync=False), 1_000_000, lambda: None))
+sys.stdin = open("/dev/zero")
+sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.1, 0.3, 0.7])
-def test_it_ends_with_who_started_it(tmp_path: Path, files: list[SealedFile], after_s: float) -> None:
-    """`kill -9` of the service, before, in or after a merge: nothing goes on writing."""
-    parent = subprocess.Popen(
-        [sys.executable, "-c", _PARENT, str(tmp_path / "made")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+@pytest.mark.parametrize("in_a_merge", [True, False])
+def test_it_ends_with_who_started_it(tmp_path: Path, files: list[SealedFile], *, in_a_merge: bool) -> None:
+    """`kill -9` of the service, in the middle of a merge or behind one: nothing goes on writing."""
+    more = [sealed(tmp_path, number, rows=100_000) for number in range(10, 18)] if in_a_merge else []
+    made = tmp_path / "made"
+    parent = subprocess.Popen([sys.executable, "-c", _PARENT, str(made)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert parent.stdin is not None and parent.stdout is not None
-    parent.stdin.write(msgspec.json.encode(files, enc_hook=str))
+    parent.stdin.write(msgspec.json.encode([*files, *more], enc_hook=str))
     parent.stdin.close()
     pid = int(parent.stdout.readline())
-    time.sleep(after_s)
+    if in_a_merge:
+        until(made.exists)
+    assert is_alive(pid)
     parent.kill()
     parent.wait()
     parent.stdout.close()
     until(lambda: not is_alive(pid))
+    if in_a_merge:
+        with pytest.raises(pa.ArrowInvalid):
+            pq.read_metadata(made)

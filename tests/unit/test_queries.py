@@ -94,7 +94,7 @@ names = st.sampled_from(["a", "B", "b", "ö", "\uff5e", "😀", "a'b", '"; DROP 
 record_lists = st.lists(
     st.builds(
         record,
-        time=st.integers(0, 3).map(lambda n: START_US + n * DAY_US // 2) | st.integers(0, 9).map(by_quarters),
+        time=st.integers(0, 20).map(lambda n: START_US + n * DAY_US // 2) | st.integers(0, 9).map(by_quarters),
         sourceId=names,
         destinationId=names,
         type=st.sampled_from(["positive", "negative"]),
@@ -106,7 +106,7 @@ record_lists = st.lists(
 )
 some = st.lists(names, max_size=2).map(tuple)
 moments = (
-    st.none() | st.integers(-1, 4).map(lambda n: START_US + n * DAY_US // 2) | st.integers(-1, 10).map(by_quarters)
+    st.none() | st.integers(-1, 21).map(lambda n: START_US + n * DAY_US // 2) | st.integers(-1, 10).map(by_quarters)
 )
 questions = st.builds(
     Filters,
@@ -118,7 +118,8 @@ questions = st.builds(
     references=some,
     units=st.sampled_from([(), ("SEK",), ("SEK", "kg"), ("none",)]),
     as_of=st.none() | st.integers(0, 25),
-    after=st.none() | st.tuples(names, st.integers(0, 3).map(lambda n: START_US + n * DAY_US // 2), st.integers(0, 25)),
+    after=st.none()
+    | st.tuples(names, st.integers(0, 20).map(lambda n: START_US + n * DAY_US // 2), st.integers(0, 25)),
 )
 
 
@@ -309,6 +310,10 @@ def test_a_query_that_takes_too_long_is_ended(root: Path) -> None:
     with hasty.query("SELECT 1 AS n", {}, {}, rows=0) as batches:
         assert next(batches).num_rows == 1
     hasty.close()
+    patient = Engine(root, root / "tmp", memory="64MB", time_s=600.0)
+    with pytest.raises(QueryTimeError, match="600 s"), patient.query(slow, {}, {}, rows=0, spent_s=600.0):
+        pytest.fail("what a question has spent counts")
+    patient.close()
 
 
 def test_too_little_memory_is_said_with_the_key_to_raise(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

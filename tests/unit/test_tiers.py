@@ -141,16 +141,33 @@ def test_what_an_unfinished_merge_left_is_removed_behind_a_start(store: Store) -
     for path in left:
         path.write_bytes(b"some of a run")
     again = open_store(copy)
-    assert sorted(copy.glob("internal/*/*.arrow")) == sorted([*kept, *left])
+    assert sorted(copy.glob("internal/*/*.arrow")) == kept
+    assert len(list(copy.glob("internal/*/*.left"))) == len(left)
     flush(again, Direct(again), 4)
     again.tiers.merge_once()
-    assert not any(path.exists() for path in left)
+    assert not list(copy.glob("internal/*/*.left"))
     while again.tiers.merge_once():
         pass
     assert names(again)[0] == names(again)[1]
     assert len(list(copy.glob("internal/*/*.arrow"))) == len(again.tiers.rows)
     again.close()
     assert verify(copy).differences == []
+
+
+def test_what_an_unfinished_merge_left_goes_at_once_where_there_is_no_room(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start needs some itself."""
+    copy = store.root.with_name("copy")
+    shutil.copytree(store.root, copy)
+    kept = sorted(copy.glob("internal/*/*"))
+    left = copy / "internal/index" / f"{4:020d}-{7:020d}.1-9.arrow"
+    left.write_bytes(b"some of a run")
+    monkeypatch.setattr(tiers.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 90, 10))
+    again = open_store(copy)
+    assert sorted(copy.glob("internal/*/*.arrow")) == [path for path in kept if path.suffix == ".arrow"]
+    assert not list(copy.glob("internal/*/*.left"))
+    again.close()
 
 
 def test_a_merge_is_given_up_at_a_stop(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
