@@ -70,6 +70,7 @@ class Scrubber(Worker):
 
     def _run(self) -> None:
         self._tell(self.check_runs(Pace(_RUNS_BYTES_S, self._stopping)))
+        self._store.keep_runs()
         while not self._stopping.wait(_REST_S):
             try:
                 self.run_once()

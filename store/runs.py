@@ -59,7 +59,7 @@ class Run:
     """An immutable sorted run. `name` is that of its file relative to the data directory, empty in memory.
 
     `mapped` is the file that its pages and their `filters` lie in, as they are read: uncompressed and without nulls.
-    It is for look-ups, which read a little here and there, until it is said to be read `through`.
+    At first nothing is read ahead of it, which is for a start; `kept` is for what stays.
     """
 
     def __init__(
@@ -108,7 +108,15 @@ class Run:
         if self._mapped is not None:
             self.through()
             np.frombuffer(self._mapped, np.uint8)[:: mmap.PAGESIZE].max(initial=0)
-            _advise(self._mapped, mmap.MADV_RANDOM)
+            self.kept()
+
+    def kept(self) -> None:
+        """Let the system keep what look-ups read of a mapped run, as it does by itself.
+
+        While nothing is read ahead, Linux does not count what is read either, and drops it before what is never read.
+        """
+        if self._mapped is not None:
+            _advise(self._mapped, mmap.MADV_NORMAL)
 
     def ask_ahead(self) -> None:
         """Let the system read what every look-up needs of a mapped run: the filters, and where its pages begin and end.

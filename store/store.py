@@ -395,6 +395,11 @@ class Store:
         for run in runs:
             _ = run.searched
 
+    def keep_runs(self) -> None:
+        """Told when the runs of a start have been read: what look-ups read of them is to stay in memory."""
+        for run in (*self._view.index, *self._view.summaries):
+            run.kept()
+
     def wait_for_room(self, rows: int, size: int, timeout_s: float) -> bool:
         """Wait until fewer than so many hot rows and bytes are left; False where the time is up first."""
         with self._room:

@@ -193,6 +193,33 @@ def test_mapping_a_run_reads_little_and_asking_ahead_reads_its_filters(tmp_path:
     assert len(find([run], hi[:100], hi[:100]).seq) == 100
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how memory is read")
+def test_what_look_ups_read_stays_in_memory(tmp_path: Path) -> None:
+    """Linux drops first what is said to be read at random: only a start says so, and nothing that stays."""
+    hi = np.arange(5_000, dtype=np.uint64) << np.uint64(50)
+    on_disk(tmp_path, [run_of(hi, hi)])
+    run = map_run(tmp_path / "run", "run", INDEX_SCHEMA)
+    assert advised(tmp_path / "run") == ["rr"]
+    run.kept()
+    assert advised(tmp_path / "run") == [""]
+    run.through()
+    assert advised(tmp_path / "run") == ["sr"]
+    run.touch()
+    assert advised(tmp_path / "run") == [""]
+
+
+def advised(path: Path) -> list[str]:
+    """How the system is told that each mapping of a file is read: at random, in order, or nothing."""
+    found = []
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:
+            inside = line.endswith(str(path))
+        elif inside and line.startswith("VmFlags:"):
+            found.append(" ".join(flag for flag in line.split()[1:] if flag in ("rr", "sr")))
+    return found
+
+
 def held(path: Path) -> npt.NDArray[np.bool_]:
     """Of each page of a file whether it is in memory."""
     with path.open("rb") as file, contextlib.closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as mapped:

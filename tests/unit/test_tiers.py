@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from ingest.merger import Merger
+from ingest.scrubber import Scrubber
 from store import tiers
 from store.catalog import RunRow
 from store.errors import DiskFullError
@@ -23,6 +25,7 @@ from store.store import Store
 from store.tiers import Tiers
 from store.verify import verify
 from tests.support.direct import Direct, open_store, record_of
+from tests.unit.test_runs import advised
 
 
 @pytest.fixture
@@ -152,6 +155,26 @@ def test_what_an_unfinished_merge_left_is_removed_behind_a_start(store: Store) -
     assert len(list(copy.glob("internal/*/*.arrow"))) == len(again.tiers.rows)
     again.close()
     assert verify(copy).differences == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how memory is read")
+def test_runs_of_a_start_are_kept_once_they_were_read(store: Store) -> None:
+    """And those of flushes and merges from the beginning."""
+    copy = store.root.with_name("copy")
+    shutil.copytree(store.root, copy)
+    again = open_store(copy)
+    first = again._view.index[0].name
+    assert advised(copy / first) == ["rr"]
+    flush(again, Direct(again), 4)
+    assert advised(copy / again._view.index[-1].name) == [""]
+    scrubber = Scrubber(again, 1e9)
+    scrubber.start()
+    ends = time.monotonic() + 20
+    while advised(copy / first) != [""]:
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    scrubber.stop()
+    again.close()
 
 
 def test_what_an_unfinished_merge_left_goes_at_once_where_there_is_no_room(
