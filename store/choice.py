@@ -2,9 +2,10 @@
 
 Sizes are counted in records, in classes of a power of eight. Eight files of a class become one of a higher class; those
 of the last class, which are the files that a bulk load leaves, wait until they are a full file together. So a record is
-rewritten once for each class at most (six times), however its partition is filled, and a bulk load once; a partition
-that still grows keeps a few files of each class. A partition that has rested is brought down further, by merges in
-which the largest file grows by a quarter at least: a late record never makes a large file be written again.
+rewritten once for each class at most (six times), however its partition is filled, and a bulk load once, unless files
+become smaller by more than a fifth where they are merged; a partition that still grows keeps a few files of each class.
+A partition that has rested is brought down further, by merges in which the largest file grows by a quarter at least: a
+late record never makes a large file be written again.
 """
 
 from __future__ import annotations

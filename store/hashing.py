@@ -26,7 +26,6 @@ from store.whole import whole
 
 __all__ = ["Hasher"]
 
-
 _WORD = 8
 _WORDS = 256
 """Keys for as many positions: 1,024 bytes (256 characters of 4 bytes) need 128; longer strings begin anew."""

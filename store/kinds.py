@@ -42,7 +42,7 @@ def _hashed(schema: pa.Schema, combine: Callable[[pa.RecordBatch], pa.RecordBatc
     """A kind that is looked up by hash."""
 
     def merged(runs: Sequence[Run]) -> Iterator[pa.RecordBatch]:
-        return merge_ranges([run.through() for run in runs], combine)
+        return merge_ranges([run.read_through() for run in runs], combine)
 
     return Kind(schema_in_file(schema), lambda path, row: map_run(path, row.name, schema), _tier, merged, with_filter)
 

@@ -14,13 +14,13 @@ pages whatever the size of the runs.
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +51,11 @@ TIER_RUNS = 4
 
 _FILTER = pa.field("filter", pa.uint8())
 
+_MADV_POPULATE_READ = 22
+"""Of Linux, from 5.14 on."""
+
+_LIBRARY = ctypes.CDLL(None)
+
 _FILTERED_ROWS = 4_096
 """A run in memory of so many rows has a filter: fewer are sought as fast."""
 
@@ -59,7 +64,6 @@ class Run:
     """An immutable sorted run. `name` is that of its file relative to the data directory, empty in memory.
 
     `mapped` is the file that its pages and their `filters` lie in, as they are read: uncompressed and without nulls.
-    At first nothing is read ahead of it, which is for a start; `kept` is for what stays.
     """
 
     def __init__(
@@ -106,35 +110,48 @@ class Run:
     def touch(self) -> None:
         """Read a mapped run once, so that the first look-ups do not wait for its pages one by one."""
         if self._mapped is not None:
-            self.through()
+            self.read_through()
             np.frombuffer(self._mapped, np.uint8)[:: mmap.PAGESIZE].max(initial=0)
-            self.kept()
-
-    def kept(self) -> None:
-        """Let the system keep what look-ups read of a mapped run, as it does by itself.
-
-        While nothing is read ahead, Linux does not count what is read either, and drops it before what is never read.
-        """
-        if self._mapped is not None:
-            _advise(self._mapped, mmap.MADV_NORMAL)
+            self.read_as_usual()
 
     def ask_ahead(self) -> None:
-        """Let the system read what every look-up needs of a mapped run: the filters, and where its pages begin and end.
+        """Let the system begin to read what every look-up needs of a mapped run: filters, and the ends of its pages.
 
-        Behind a start whose page cache is empty the first ones waited for each of these.
+        Behind a start whose page cache is empty the first look-up waited for each of these.
         """
-        if self._mapped is not None:
-            ends = [part for page in self.hi for part in (page[:1], page[-1:])]
-            for part in (*ends, *self._filters):
-                begin = part.ctypes.data - _address(self._mapped)
-                before = begin % mmap.PAGESIZE
-                _advise(self._mapped, mmap.MADV_WILLNEED, begin - before, part.nbytes + before)
+        for part in (*self._ends(), *self._filters):
+            self._advise(mmap.MADV_WILLNEED, part)
 
-    def through(self) -> Self:
-        """The same, to be read from its beginning to its end."""
-        if self._mapped is not None:
-            _advise(self._mapped, mmap.MADV_SEQUENTIAL)
+    def wait_for_ends(self) -> None:
+        """Wait for the ends of its pages, without the interpreter."""
+        for part in self._ends():
+            self._advise(_MADV_POPULATE_READ, part)
+
+    def read_through(self) -> Self:
+        """It is read from its beginning to its end."""
+        self._advise(mmap.MADV_SEQUENTIAL)
         return self
+
+    def read_here_and_there(self) -> None:
+        """Nothing is read ahead of it.
+
+        Nothing that is read of it counts as used either (Linux): it is dropped before what nobody will read again.
+        """
+        self._advise(mmap.MADV_RANDOM)
+
+    def read_as_usual(self) -> None:
+        """It is read as any file."""
+        self._advise(mmap.MADV_NORMAL)
+
+    def _ends(self) -> list[U64]:
+        return [end for page in self.hi for end in (page[:1], page[-1:])]
+
+    def _advise(self, advice: int, part: npt.NDArray[Any] | None = None) -> None:
+        if self._mapped is not None:
+            begin, size = _address(self._mapped), len(self._mapped)
+            if part is not None:
+                begin, size = part.ctypes.data, part.nbytes
+            _advise(begin, size, advice)
 
     @cached_property
     def searched(self) -> kernels.Searched:
@@ -158,10 +175,10 @@ class Run:
                 yield page.slice(begin, end - begin)
 
 
-def _advise(mapped: mmap.mmap, advice: int, *span: int) -> None:
-    """Tell the system how a mapping is read. It need not listen."""
-    with contextlib.suppress(OSError):
-        mapped.madvise(advice, *span)
+def _advise(begin: int, size: int, advice: int) -> None:
+    """Tell the system how memory is read, without the interpreter: it may wait for a disk. It need not listen."""
+    before = begin % mmap.PAGESIZE
+    _LIBRARY.madvise(ctypes.c_void_p(begin - before), ctypes.c_size_t(size + before), advice)
 
 
 def _address(mapped: mmap.mmap) -> int:
@@ -255,14 +272,18 @@ def map_run(path: Path, name: str, schema: pa.Schema) -> Run:
         if not os.fstat(file.fileno()).st_size:
             raise pa.ArrowInvalid("it is empty")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    _advise(mapped, mmap.MADV_RANDOM)  # or the system reads all of it where it reads the beginnings of pages
+    _advise(
+        _address(mapped), len(mapped), mmap.MADV_RANDOM
+    )  # or the system reads all of it where it reads the beginnings of pages
     reader = pa.ipc.open_file(pa.py_buffer(mapped))
     has_filter = reader.schema == schema_in_file(schema)
     if reader.schema != schema and not has_filter:
         raise pa.ArrowInvalid(f"its columns are {', '.join(f'{field.name} {field.type}' for field in reader.schema)}")
     pages = [page for number in range(reader.num_record_batches) if (page := reader.get_batch(number)).num_rows]
     filters = [page.column(_FILTER.name) for page in pages] if has_filter else []
-    return Run([page.select(schema.names) for page in pages], name, mapped, filters)
+    run = Run([page.select(schema.names) for page in pages], name, mapped, filters)
+    run.read_as_usual()
+    return run
 
 
 def tier_to_merge(rows: Sequence[int]) -> list[int]:

@@ -126,6 +126,8 @@ class Store:
             summaries=tuple(runs["summaries"]),
             rollups=tuple(runs["rollups"]),
         )
+        for run in (*runs["index"], *runs["summaries"]):
+            run.read_here_and_there()  # the page cache may be empty, and a device may read megabytes ahead
         self.tiers = Tiers(self.disk, self.root, self._catalog, catalog.runs, self)
         self._locks = PartitionLocks()
         self.compaction = Compaction(
@@ -393,12 +395,13 @@ class Store:
         for run in runs:
             run.ask_ahead()
         for run in runs:
+            run.wait_for_ends()
             _ = run.searched
 
     def keep_runs(self) -> None:
         """Told when the runs of a start have been read: what look-ups read of them is to stay in memory."""
         for run in (*self._view.index, *self._view.summaries):
-            run.kept()
+            run.read_as_usual()
 
     def wait_for_room(self, rows: int, size: int, timeout_s: float) -> bool:
         """Wait until fewer than so many hot rows and bytes are left; False where the time is up first."""

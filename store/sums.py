@@ -14,7 +14,6 @@ from store.schema import SCALE
 
 __all__ = ["Limbs", "from_limbs", "group_sums", "limbs", "running_sums"]
 
-
 Limbs = npt.NDArray[np.int64]
 """Shape (rows, 4), least significant first; the last one carries the sign."""
 

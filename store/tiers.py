@@ -78,12 +78,12 @@ class Tiers:
 
         Where they have taken the room that a start needs they are removed at once.
         """
-        free = shutil.disk_usage(self._root).free
-        at_once = paths if free < sum(path.stat().st_size for path in paths) else ()
-        for path in at_once:
-            self._disk.remove(path)
-        for path in set(paths).difference(at_once):
-            self._disk.rename(path, path.with_suffix(_LEFT))
+        is_tight = shutil.disk_usage(self._root).free < sum(path.stat().st_size for path in paths)
+        for path in paths:
+            if is_tight:
+                self._disk.remove(path)
+            else:
+                self._disk.rename(path, path.with_suffix(_LEFT))
         return [path for kind in KINDS for path in (self._root / "internal" / kind).glob(f"*{_LEFT}")]
 
     def add(self, rows: Sequence[RunRow]) -> None:

@@ -23,7 +23,6 @@ from store.whole import whole
 
 __all__ = ["Derived"]
 
-
 _SEQ_BITS = 47
 _SEQ_MASK = np.uint64((1 << _SEQ_BITS) - 1)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

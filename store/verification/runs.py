@@ -16,7 +16,6 @@ from store.verification.report import Findings, VanishedError
 
 __all__ = ["KINDS", "OpenRun", "batches_of", "check_facts", "open_runs"]
 
-
 _DECIMAL = pa.decimal128(38, 9)
 _SCHEMAS = {
     "index": [(name, pa.uint64()) for name in ("hi", "lo", "word", "fp")],

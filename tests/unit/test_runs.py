@@ -179,7 +179,10 @@ def test_mapping_a_run_reads_little_and_asking_ahead_reads_its_filters(tmp_path:
         pytest.skip("a file system that lives in memory")
     run = map_run(path, "run", INDEX_SCHEMA)
     assert held(path).mean() < 0.01
+    run.read_here_and_there()
     run.ask_ahead()
+    run.wait_for_ends()
+    assert run.searched is run.searched
     base = pa.py_buffer(run._mapped).address
     filters = np.concatenate(
         [(column.ctypes.data - base + np.arange(0, len(column), mmap.PAGESIZE)) for column in run._filters]
@@ -199,13 +202,13 @@ def test_what_look_ups_read_stays_in_memory(tmp_path: Path) -> None:
     hi = np.arange(5_000, dtype=np.uint64) << np.uint64(50)
     on_disk(tmp_path, [run_of(hi, hi)])
     run = map_run(tmp_path / "run", "run", INDEX_SCHEMA)
-    assert advised(tmp_path / "run") == ["rr"]
-    run.kept()
     assert advised(tmp_path / "run") == [""]
-    run.through()
-    assert advised(tmp_path / "run") == ["sr"]
+    run.read_here_and_there()
+    assert advised(tmp_path / "run") == ["rr"]
     run.touch()
     assert advised(tmp_path / "run") == [""]
+    assert run.read_through() is run
+    assert advised(tmp_path / "run") == ["sr"]
 
 
 def advised(path: Path) -> list[str]:
