@@ -150,7 +150,7 @@ def records(
     began = time.monotonic()
     with contextlib.ExitStack() as opened:
         found: list[Iterator[pa.RecordBatch]] = []
-        for span in [filters] if limit is None else _spans(snapshot, filters):
+        for span in _spans(snapshot, filters, limit):
             source = _source(snapshot, span)
             sql = f"""
                 WITH matching AS ({source.sql})
@@ -166,19 +166,19 @@ def records(
                 sql, source.parameters, source.tables, rows=source.rows, stop=stop, watch=seen, spent_s=spent_s
             )
             found.append(opened.enter_context(query))
-            if limit is not None and seen.rows > limit:
+            if seen.has_more:
                 break
-        end = seen.place if limit is not None and seen.rows > limit else None
+        end = seen.place if seen.has_more else None
         yield Page((batch.cast(RECORDS) for batch in _first(itertools.chain(*found), limit)), end)
 
 
-def _spans(snapshot: Snapshot, filters: Filters) -> list[Filters]:
-    """Questions that answer this one when they are asked one after another, until there are records enough.
+def _spans(snapshot: Snapshot, filters: Filters, limit: int | None) -> list[Filters]:
+    """Questions that answer this one when they are asked one after another, until there are `limit` records and one.
 
     The records of one destination stand in the order of their times, so that those of the first days come first: one
     day of those that have files, then the next two, the next four and so on.
     """
-    if len(filters.destination_ids) != 1:
+    if limit is None or len(filters.destination_ids) != 1:
         return [filters]
     start, end, after = filters.start_us, filters.end_us, filters.after
     if after is not None and after[0] == filters.destination_ids[0]:
@@ -200,6 +200,11 @@ class _Seen:
         self.place: Place | None = None
         self._limit = limit
         self._max_rows = max_rows
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there are more than the first `limit`."""
+        return self._limit is not None and self.rows > self._limit
 
     def __call__(self, batch: pa.RecordBatch) -> None:
         before, self.rows = self.rows, self.rows + batch.num_rows

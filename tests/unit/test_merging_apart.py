@@ -35,16 +35,10 @@ from store.snapshot import SealedFile
 from store.store import Store, StoreSettings
 from store.verify import verify
 from tests.support.direct import DAY_US, START_US, Direct, record_of
+from tests.support.waiting import until
 
 ROWS = 40_000
 """Two files of so many are worth a process."""
-
-
-def until(condition: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.005)
 
 
 def on() -> None:

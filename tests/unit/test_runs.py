@@ -7,7 +7,6 @@ import ctypes
 import mmap
 import os
 import sys
-import time
 from decimal import Decimal
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from store.runs import Run, filter_of, map_run, merge_ranges
 from store.search import search
 from store.summaries import SUMMARY_SCHEMA, added_up
 from tests import storebuilder
+from tests.support.waiting import until
 
 MOST = (1 << 64) - 1
 
@@ -188,10 +188,7 @@ def test_mapping_a_run_reads_little_and_asking_ahead_reads_its_filters(tmp_path:
         [(column.ctypes.data - base + np.arange(0, len(column), mmap.PAGESIZE)) for column in run._filters]
     )
     assert len(filters) > 300
-    ends = time.monotonic() + 20
-    while not held(path)[filters // mmap.PAGESIZE].all():
-        assert time.monotonic() < ends
-        time.sleep(0.01)
+    until(lambda: bool(held(path)[filters // mmap.PAGESIZE].all()))
     assert held(path).mean() < 0.1
     assert len(find([run], hi[:100], hi[:100]).seq) == 100
 

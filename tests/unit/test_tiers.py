@@ -6,7 +6,6 @@ import errno
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from store.store import Store
 from store.tiers import Tiers
 from store.verify import verify
 from tests.support.direct import Direct, open_store, record_of
+from tests.support.waiting import until
 from tests.unit.test_runs import advised
 
 
@@ -169,10 +169,7 @@ def test_runs_of_a_start_are_kept_once_they_were_read(store: Store) -> None:
     assert advised(copy / again._view.index[-1].name) == [""]
     scrubber = Scrubber(again, 1e9)
     scrubber.start()
-    ends = time.monotonic() + 20
-    while advised(copy / first) != [""]:
-        assert time.monotonic() < ends
-        time.sleep(0.01)
+    until(lambda: advised(copy / first) == [""])
     scrubber.stop()
     again.close()
 
@@ -208,13 +205,6 @@ def test_a_merge_is_given_up_at_a_stop(store: Store, monkeypatch: pytest.MonkeyP
     assert sorted(store.root.glob("internal/*/*.arrow")) == on_disk
     again = Tiers(store.disk, store.root, store._catalog, store.tiers.rows, store)
     assert again.merge_once()
-
-
-def until(what: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def due(store: Store) -> bool:
