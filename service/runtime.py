@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,7 +86,12 @@ class Lake:
             root, store.fsync, config.outbox.segment_bytes, _retention_us(config), compaction=compaction
         )
         share_memory()
+        began = time.monotonic()
         self.store = Store(settings)
+        logger.info(
+            "opened %s in %.1f s: %d records, %d of them not in the Parquet yet",
+            root, time.monotonic() - began, self.store.seq, self.store.hot_rows,
+        )  # fmt: skip
         self.metrics = Metrics(self)
         self.news = News()
         self.letters = Letters(root, lambda: committed(self.store.state, "rejected"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -160,6 +161,19 @@ def test_the_analysts_glob_never_shows_a_record_twice_or_too_early(tmp_path: Pat
         assert runs > 10 and wrong == 0 and top <= 60_000
         assert service.stop() == 0
     assert oncelake("verify", data=service.data).returncode == 0
+
+
+def test_a_start_says_what_it_found(tmp_path: Path) -> None:
+    """How long it took, how many records there are, and what the last run left to do."""
+    with Service(tmp_path / "data", oncelake_store__flush_interval_s="3600") as service:
+        assert service.post(lines(3), "application/x-ndjson").status_code == 200
+        service.kill()
+        service.start()
+        said = re.findall(r"INFO oncelake.service: opened (.+) in \d+\.\d s: (.+)", service.log())
+    assert said == [
+        (str(service.data), "0 records, 0 of them not in the Parquet yet"),
+        (str(service.data), "3 records, 3 of them not in the Parquet yet"),
+    ]
 
 
 def test_a_second_process_cannot_open_the_same_data_directory(tmp_path: Path) -> None:
