@@ -86,12 +86,7 @@ class Lake:
             root, store.fsync, config.outbox.segment_bytes, _retention_us(config), compaction=compaction
         )
         share_memory()
-        began = time.monotonic()
-        self.store = Store(settings)
-        logger.info(
-            "opened %s in %.1f s: %d records, %d of them not in the Parquet yet",
-            root, time.monotonic() - began, self.store.seq, self.store.hot_rows,
-        )  # fmt: skip
+        self.store = _opened(settings)
         self.metrics = Metrics(self)
         self.news = News()
         self.letters = Letters(root, lambda: committed(self.store.state, "rejected"))
@@ -229,6 +224,16 @@ class Lake:
     def health(self) -> dict[str, dict[str, object]]:
         """The state of each component."""
         return health_of(self)
+
+
+def _opened(settings: StoreSettings) -> Store:
+    began = time.monotonic()
+    store = Store(settings)
+    logger.info(
+        "opened %s in %.1f s: %d records, %d of them not in the Parquet yet",
+        store.root, time.monotonic() - began, store.seq, store.hot_rows,
+    )  # fmt: skip
+    return store
 
 
 def _retention_us(config: Config) -> dict[str, int]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -23,12 +22,11 @@ from store.errors import MEND, CorruptionError
 from store.files import Disk, remove_directory
 from store.flush import STAGING, PartitionLocks, clear_staging, move_into_place
 from store.hashing import Hasher
-from store.hot import Hot
 from store.journal import Checkpoint, FileEnd, Frame, InputState, JournalContents, RulesFrom, Segment, added
 from store.kinds import KINDS
-from store.log import checked, closed_segment, lines_after, number_of, parse_notifications
+from store.log import checked, closed_segment, number_of
 from store.parquet import day_directory, day_of, describe, flush_of
-from store.remake import REMAKE, check_sums, hashed, prove_by_log, remade, why_broken
+from store.remake import REMAKE, check_sums, prove_by_log, remade, why_broken
 from store.rot import QUARANTINE
 
 __all__ = [
@@ -38,7 +36,6 @@ __all__ = [
     "fitting",
     "open_catalog",
     "quarantine_tails",
-    "recover_hot",
     "state_of",
 ]
 
@@ -355,27 +352,3 @@ def _with_whole_runs(disk: Disk, root: Path, hasher: Hasher, state: CatalogState
         kept = [row for row in state.runs if row.kind not in broken]
         state = CatalogState(state.catalog, state.flushed, state.files, [*kept, *made])
     return state
-
-
-def recover_hot(root: Path, hasher: Hasher, state: JournalState, flushed: int) -> Hot:
-    """The committed records that are not in the Parquet yet, from the notification log."""
-    for segment in state.segments["outbox/notifications"]:
-        if segment.last_seq is not None and segment.last_seq > flushed:
-            checked(root, segment.path, segment.bytes, segment.sum)
-    hot = Hot()
-    expected = flushed + 1
-    for first, data in lines_after(root, committed(state), flushed):
-        rows = parse_notifications(data)
-        seqs = rows.column("seq").to_numpy()
-        if first != expected or not np.array_equal(seqs, np.arange(first, first + len(seqs))):
-            raise CorruptionError(
-                f"outbox/notifications: seq {expected} is missing or out of order near {first}: {MEND}"
-            )
-        hot = hot.added(hashed(hasher, rows)).settled()
-        expected += len(seqs)
-    if expected != state.seq + 1:
-        raise CorruptionError(
-            f"outbox/notifications ends at seq {expected - 1}, seq {state.seq} is committed and {flushed} is in the "
-            f"Parquet: {MEND}"
-        )
-    return hot

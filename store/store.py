@@ -35,10 +35,11 @@ from store.kinds import KINDS, opened
 from store.links import Links
 from store.log import FEEDS, Log, check_committed
 from store.lookup import rows_at
-from store.recovery import LOGS, open_catalog, quarantine_tails, recover_hot, state_of
+from store.recovery import LOGS, open_catalog, quarantine_tails, state_of
 from store.rot import known_damage
 from store.snapshot import SealedFile, Snapshot
 from store.tiers import Tiers
+from store.unflushed import read_unflushed
 from store.upgrade import upgraded
 from store.view import View
 
@@ -121,10 +122,8 @@ class Store:
             flushed=catalog.flushed,
             files=tuple(self._sealed(row) for row in catalog.files),
             frozen=Hot(),
-            active=recover_hot(self.root, self.hasher, self.state, catalog.flushed),
-            index=tuple(runs["index"]),
-            summaries=tuple(runs["summaries"]),
-            rollups=tuple(runs["rollups"]),
+            active=read_unflushed(self.root, self.hasher, self.state, catalog.flushed),
+            **{kind: tuple(found) for kind, found in runs.items()},
         )
         for run in (*runs["index"], *runs["summaries"]):
             run.read_here_and_there()  # the page cache may be empty, and a device may read megabytes ahead

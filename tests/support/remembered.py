@@ -28,6 +28,7 @@ import store.recovery
 import store.remake
 import store.rollups
 import store.store
+import store.unflushed
 from store.catalog import FileRow
 from store.hashing import Hasher
 from tests.support.outcome import bytes_of
@@ -62,8 +63,9 @@ def cheap_starts() -> Iterator[None]:
 @contextlib.contextmanager
 def _remembered() -> Iterator[None]:
     """What a start parses, hashes and maps, and what it reads of Parquet files, is remembered meanwhile."""
-    parse = _by(store.recovery.parse_notifications, lambda data: xxhash.xxh3_128_digest(data))
-    make = _by(store.recovery.hashed, lambda hasher, rows: (_keys(hasher), _digest(rows)))
+    parse = _by(store.remake.parse_notifications, lambda data: xxhash.xxh3_128_digest(data))
+    make = _by(store.remake.hashed, lambda hasher, rows: (_keys(hasher), _digest(rows)))
+    read = _by(store.unflushed._read, lambda hasher, lines: (_keys(hasher), xxhash.xxh3_128_digest(lines)))
     run = _by(store.kinds.map_run, lambda path, name, schema: (name, _read(path)))
     rollup = _by(store.rollups.map_rollup, lambda path, *named: (named, _read(path)))
     sums = _by(store.rollups.of_records, lambda tables: tuple(_digest(table) for table in tables))
@@ -88,9 +90,9 @@ def _remembered() -> Iterator[None]:
             patch.setattr(pathlib.PurePath, "__truediv__", _below(pathlib.PurePath.__truediv__))
             patch.setattr(Path, "glob", _found(Path.glob))
             patch.setattr(Path, "read_bytes", bytes_of)
-        for module in (store.recovery, store.remake):
-            patch.setattr(module, "parse_notifications", parse)
-            patch.setattr(module, "hashed", make)
+        patch.setattr(store.remake, "parse_notifications", parse)
+        patch.setattr(store.remake, "hashed", make)
+        patch.setattr(store.unflushed, "_read", read)
         yield
 
 
