@@ -127,6 +127,10 @@ class Service:
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
+    def log(self) -> str:
+        """What it wrote to standard error, of all its starts."""
+        return Path(self._log.name).read_text()
+
     def health(self) -> dict[str, Any]:
         """GET /health: the store."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
@@ -138,18 +142,22 @@ class Service:
         found: dict[str, Any] = answer.get("components", answer)["store"]
         return found
 
-    def ingest(self, source: Path, name: str, records: int) -> Ingested:
-        """Rename a file into the inbox and wait until it has its receipt and every record is in the Parquet."""
+    def drop(self, source: Path, name: str) -> None:
+        """Rename a file into the inbox."""
         staged = self.data / f"{name}.staged"
         try:
             os.link(source, staged)
         except OSError:
             shutil.copyfile(source, staged)
+        staged.rename(self.data / "inbox" / name)
+
+    def ingest(self, source: Path, name: str, records: int) -> Ingested:
+        """Drop a file and wait until it has its receipt and every record is in the Parquet."""
         receipt = self.data / "processed" / f"{name}.receipt.json"
         before = int(self.health()["seq"])
         cpu = self.cpu_s
         began = time.perf_counter()
-        staged.rename(self.data / "inbox" / name)
+        self.drop(source, name)
         end = began + _PATIENCE_S
         while not receipt.exists():
             assert self._process.poll() is None, f"the service ended: see {self._log.name}"
