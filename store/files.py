@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import xxhash
+
 from store.errors import StoreInUseError
 from store.exchange import exchange_names
 
@@ -29,6 +31,7 @@ __all__ = [
     "Disk",
     "Growing",
     "Lock",
+    "NewFile",
     "is_disk_full",
     "overlapped",
     "remove_directory",
@@ -47,6 +50,9 @@ _AT_ONCE = 8
 
 _WRITE_BYTES = 1 << 20
 """Written at once: of more, the kernel takes a third more time for each byte."""
+
+_HELD_BYTES = 1 << 16
+"""Held back of a new file: Arrow writes many pieces of a few bytes, and large ones go to the system as they come."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -250,6 +256,42 @@ class Growing:
         if size - self._synced >= STEP_BYTES:
             self._disk.sync_file(self._path)
             self._synced = size
+
+
+class NewFile:
+    """A file that Arrow writes from its beginning: synced in steps, its size and checksum those of what was written."""
+
+    def __init__(self, disk: Disk, path: Path) -> None:
+        self._file = path.open("wb", buffering=_HELD_BYTES)
+        self._growing = Growing(disk, path)
+        self._hasher = xxhash.xxh3_64()
+        self.size = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is."""
+        return self._file.closed
+
+    @property
+    def checksum(self) -> str:
+        """xxh3-64, hex."""
+        return self._hasher.hexdigest()
+
+    def write(self, data: Buffer) -> int:
+        """More of it; how many bytes these are."""
+        size = self._file.write(data)
+        self._hasher.update(data)
+        self.size += size
+        self._growing.grown()
+        return size
+
+    def flush(self) -> None:
+        """Give the system what is held back."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """The same, and no more comes; its end is not synced."""
+        self._file.close()
 
 
 class Appender:

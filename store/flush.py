@@ -22,7 +22,7 @@ import xxhash
 from store import rollups
 from store.catalog import FileRow, Intent, Move, RunKind, RunRow
 from store.errors import CorruptionError
-from store.files import Disk, Growing, overlapped
+from store.files import Disk, NewFile, overlapped
 from store.hot import Hot
 from store.kinds import KINDS
 from store.parquet import Partition, day_directory, describe, partitions, write_partition
@@ -154,15 +154,17 @@ def write_run(
 ) -> RunRow:
     """Write the pages of a run to a file, synced. It will be called `name`."""
     rows = 0
-    growing = Growing(disk, path)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, KINDS[kind].schema) as writer:
+    file = NewFile(disk, path)
+    with (
+        contextlib.closing(file),
+        pa.PythonFile(file, "w") as sink,
+        pa.ipc.new_file(sink, KINDS[kind].schema) as writer,
+    ):
         for page in pages:
             writer.write_batch(KINDS[kind].written(page))
             rows += page.num_rows
-            growing.grown()
     disk.sync_file(path)
-    size, checksum = checksum_of(path)
-    return RunRow(name, cast("RunKind", kind), rows, *seqs, size, checksum)
+    return RunRow(name, cast("RunKind", kind), rows, *seqs, file.size, file.checksum)
 
 
 def move_into_place(disk: Disk, root: Path, intent: Intent, locks: PartitionLocks) -> None:

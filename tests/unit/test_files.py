@@ -13,7 +13,7 @@ import pytest
 
 from store import files
 from store.files import Disk, remove_directory
-from store.flush import write_run
+from store.flush import checksum_of, write_run
 from store.index import entries
 from store.merging import Merging, merge
 from store.parquet import describe, write_partition
@@ -39,12 +39,13 @@ def check_steps(sizes: list[int], path: Path, piece: int) -> None:
 
 
 def test_a_run_is_synced_while_it_is_written(tmp_path: Path, sizes: list[int]) -> None:
-    """After each page that makes a step full."""
+    """After each page that makes a step full, but for what is held back; size and checksum are those of the file."""
     hi = np.arange(20_000, dtype=np.uint64)
     (page,) = entries(hi, hi, hi, hi).pages
     pages = [page.slice(first, 1_000) for first in range(0, len(hi), 1_000)]
-    write_run(Disk(), tmp_path / "run", "index", "run", pages, (1, len(hi)))
-    check_steps(sizes, tmp_path / "run", 33_000)
+    row = write_run(Disk(), tmp_path / "run", "index", "run", pages, (1, len(hi)))
+    check_steps(sizes, tmp_path / "run", 33_000 + (64 << 10))
+    assert (row.bytes, row.sum) == checksum_of(tmp_path / "run")
 
 
 def test_a_file_of_pieces_is_synced_while_it_is_written(tmp_path: Path, sizes: list[int]) -> None:
