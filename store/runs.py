@@ -14,9 +14,11 @@ pages whatever the size of the runs.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +32,7 @@ from store import kernels
 from store.arrays import I64, U64
 
 __all__ = [
+    "HASHES",
     "PAGE_ROWS",
     "RANGE_ROWS",
     "Run",
@@ -44,6 +47,9 @@ __all__ = [
 PAGE_ROWS = 1 << 20
 RANGE_ROWS = 1 << 17
 """Rows that are merged at once, and become a page: they are copied some times on the way."""
+
+HASHES = 1 << 64
+"""So many there are of `hi`."""
 
 TIER_RUNS = 4
 """Runs of one size class that are left side by side before they are merged into one of the next."""
@@ -78,6 +84,7 @@ class Run:
         self.rows = sum(page.num_rows for page in self.pages)
         self.hi, self.lo = ([page.column(name).to_numpy() for page in self.pages] for name in ("hi", "lo"))
         self._mapped = mapped
+        self._part_of: Run | None = None
         self._places: dict[str, I64] = {}
         if len(filters) not in (0, len(self.pages)):
             raise ValueError(f"{len(filters)} filters of {len(self.pages)} pages")
@@ -107,12 +114,64 @@ class Run:
                 raise pa.ArrowInvalid("its pages do not lie in the file as they are read")
         return np.ascontiguousarray(np.stack([spans[:, 0, 0], spans[:, 1, 0], spans[:, 1, 1]]))
 
-    def touch(self) -> None:
-        """Read a mapped run once, so that the first look-ups do not wait for its pages one by one."""
+    @property
+    def bytes(self) -> int:
+        """Of its file; none in memory."""
+        return len(self._mapped) if self._mapped is not None else 0
+
+    def is_cut_at(self, hash_: int) -> bool:
+        """Whether no page has hashes (`hi`) both below this one and from it on."""
+        page = self._page_from(hash_)
+        return page == 0 or int(self.hi[page - 1][-1]) < hash_
+
+    def part(self, low: int, high: int) -> Run:
+        """Its rows with `low <= hi < high`, where they lie: whole pages of the file if it is cut at both."""
+        if not (self.is_cut_at(low) and self.is_cut_at(high)):
+            found = Run(self.between(low, high), self.name)
+            found._part_of = self
+            return found
+        pages = slice(self._page_from(low), self._page_from(high))
+        found = Run([], self.name)
+        found._part_of = self
+        found.pages, found.hi, found.lo = self.pages[pages], self.hi[pages], self.lo[pages]
+        found.rows = sum(page.num_rows for page in found.pages)
+        found._mapped, found._filters = self._mapped, self._filters[pages]
+        found._places = {name: np.ascontiguousarray(places[:, pages]) for name, places in self._places.items()}
+        return found
+
+    def touch(self, low: int = 0, high: int = HASHES) -> None:
+        """Read a mapped run once, or a part, so that the first look-ups do not wait for its pages one by one."""
         if self._mapped is not None:
-            self.read_through()
-            np.frombuffer(self._mapped, np.uint8)[:: mmap.PAGESIZE].max(initial=0)
+            part = self._bytes_of(low, high)
+            self._advise(mmap.MADV_SEQUENTIAL, part)
+            part[:: mmap.PAGESIZE].max(initial=0)
             self.read_as_usual()
+
+    def forget(self, path: Path, low: int, high: int) -> None:
+        """Give back the memory that holds this part of its file: it is looked up no more."""
+        if self._mapped is None or sys.platform != "linux":
+            return
+        part = self._bytes_of(low, high)
+        self._advise(mmap.MADV_DONTNEED, part)
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            begin = part.ctypes.data - _address(self._mapped)
+            os.posix_fadvise(file.fileno(), begin, part.nbytes, os.POSIX_FADV_DONTNEED)
+
+    def _page_from(self, hash_: int) -> int:
+        """The first page whose hashes are all from this one on, or one behind the last."""
+        return int(np.searchsorted(self._first, np.uint64(hash_))) if hash_ < HASHES else len(self.hi)
+
+    @cached_property
+    def _first(self) -> U64:
+        """The first hash of each page."""
+        return np.array([page[0] for page in self.hi], np.uint64)
+
+    def _bytes_of(self, low: int, high: int) -> npt.NDArray[np.uint8]:
+        """Where in the file the pages with these hashes lie: each from its `hi` to that of the next."""
+        assert self._mapped is not None
+        begins = [*(self.places("hi")[0] - _address(self._mapped)).tolist(), len(self._mapped)]
+        begin, end = begins[self._page_from(low)], begins[self._page_from(high)]
+        return np.frombuffer(self._mapped, np.uint8)[begin:end]
 
     def ask_ahead(self) -> None:
         """Let the system begin to read what every look-up needs of a mapped run: filters, and the ends of its pages.
@@ -156,13 +215,13 @@ class Run:
     @cached_property
     def searched(self) -> kernels.Searched:
         """As the C searches it. Hashes are uniform, so that the place of one in its page is nearly known."""
-        sizes, first = np.array([*map(len, self.hi)], np.int64), np.array([page[0] for page in self.hi], np.uint64)
+        sizes = np.array([*map(len, self.hi)], np.int64)
         density = np.array([*map(_density, self.hi)], np.float64)
         hi, lo = (np.ascontiguousarray(self.places(name)[0]) for name in ("hi", "lo"))
         filters = self._filters
         if self._mapped is None and self.rows >= _FILTERED_ROWS:
             filters = [filter_of(*page) for page in zip(self.hi, self.lo, strict=True)]
-        return kernels.Searched(hi, lo, sizes, first, density, filters)
+        return kernels.Searched(hi, lo, sizes, self._first, density, filters)
 
     def between(self, low: int, high: int) -> Iterator[pa.RecordBatch]:
         """The rows with `low <= hi < high`."""
@@ -170,7 +229,7 @@ class Run:
             if int(hi[0]) >= high:
                 return
             begin = int(np.searchsorted(hi, np.uint64(low)))
-            end = len(hi) if high > 0xFFFFFFFFFFFFFFFF else int(np.searchsorted(hi, np.uint64(high)))
+            end = len(hi) if high >= HASHES else int(np.searchsorted(hi, np.uint64(high)))
             if begin < end:
                 yield page.slice(begin, end - begin)
 
@@ -252,12 +311,12 @@ def _paged(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
 def merge_ranges(runs: Sequence[Run], combine: Callable[[pa.RecordBatch], pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The rows of several runs as the pages of one; `combine` sorts and adds up what shares a range of hashes.
 
-    The hashes are uniform, so equal ranges hold about equally many rows.
+    The hashes are uniform, so equal ranges hold about equally many rows. There are 2, 4, 8, … of them, so that pages
+    of large runs end at the same hashes.
     """
     total = sum(run.rows for run in runs)
-    ranges = max(1, -(-total // RANGE_ROWS))
-    step = -(-(1 << 64) // ranges)
-    for low in range(0, 1 << 64, step):
+    step = HASHES >> max(0, -(-total // RANGE_ROWS) - 1).bit_length()
+    for low in range(0, HASHES, step):
         pieces = [piece for run in runs for piece in run.between(low, low + step)]
         if pieces:
             yield from _paged(combine(pa.concat_batches(pieces)))

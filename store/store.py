@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -155,8 +155,7 @@ class Store:
     @property
     def runs(self) -> dict[str, int]:
         """Runs on disk by kind."""
-        view = self._view
-        return {kind: len(getattr(view, kind)) for kind in KINDS}
+        return {kind: len(getattr(self._view, kind)) for kind in KINDS}
 
     @property
     def hot_rows(self) -> int:
@@ -373,12 +372,14 @@ class Store:
         """The sealed files."""
         return self._view.files
 
-    def exchange_runs(self, kind: str, gone: Collection[str], run: Any) -> list[Any]:
-        """A merged run takes the place of those (by name) that it stands for, which are returned."""
+    def named_runs(self, kind: str, names: Collection[str]) -> list[Any]:
+        """The runs of a kind with these names."""
+        return [run for run in getattr(self._view, kind) if run.name in names]
+
+    def exchange_runs(self, kind: str, gone: Collection[str], runs: Sequence[Any]) -> None:
+        """Runs take the place of those (by name) whose rows they stand for."""
         with self._exchange:
-            before = getattr(self._view, kind)
-            self._view = self._view.merged(kind, gone, run)
-        return [old for old in before if old.name in gone]
+            self._view = self._view.merged(kind, gone, runs)
 
     def exchange_files(self, gone: set[str], rows: list[FileRow]) -> None:
         """Files that a compaction has made take the place of those (by name) that they stand for."""

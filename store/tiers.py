@@ -24,8 +24,10 @@ from store.catalog import Catalog, RunRow
 from store.errors import DiskFullError, OncelakeError
 from store.files import Disk, is_disk_full
 from store.flush import write_run
-from store.kinds import KINDS, opened
+from store.kinds import KINDS
 from store.rot import Pace, condemned
+from store.runs import Run
+from store.takeover import takeover
 from store.unlinked import Unlinked
 
 __all__ = ["Tiers", "unnamed"]
@@ -38,8 +40,11 @@ _LEFT = ".left"
 class Runs(Protocol):
     """The runs that commits and questions look into."""
 
-    def exchange_runs(self, kind: str, gone: Collection[str], run: Any) -> Sequence[Any]:
-        """One run takes the place of those with these names, which are returned."""
+    def named_runs(self, kind: str, names: Collection[str]) -> Sequence[Any]:
+        """Those with these names."""
+
+    def exchange_runs(self, kind: str, gone: Collection[str], runs: Sequence[Any]) -> None:
+        """Runs take the place of those with these names."""
 
 
 class _StoppedError(Exception):
@@ -138,10 +143,12 @@ class Tiers:
             if is_disk_full(error):
                 raise DiskFullError(f"no room on the device of {self._root} to merge runs of the {kind}") from error
             raise
-        run = opened(self._root, merged)
         self._exchange(gone, [merged])
-        before = self._runs.exchange_runs(kind, gone, run)
-        self._unlinked.remove({self._root / old.name: old for old in before})
+        run = KINDS[kind].map(self._root / merged.name, merged)
+        before = {self._root / old.name: old for old in self._runs.named_runs(kind, gone)}
+        for standing in takeover(before, run) if isinstance(run, Run) else [[run]]:
+            self._runs.exchange_runs(kind, {*gone, merged.name}, standing)
+        self._unlinked.remove(before)
 
     def _merged(self, kind: str, chosen: Sequence[RunRow]) -> RunRow:
         """A new run, durable and in the catalog. The files of the others are the caller's to remove.

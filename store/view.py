@@ -41,10 +41,10 @@ class View:
         active = self.active.settled()
         return self if active is self.active else replace(self, active=active)
 
-    def merged(self, kind: str, gone: Collection[str], run: Any) -> View:
-        """The same with one run of a kind in place of those with these names."""
+    def merged(self, kind: str, gone: Collection[str], runs: Sequence[Any]) -> View:
+        """The same with these runs of a kind in place of those with these names."""
         kept = [old for old in getattr(self, kind) if old.name not in gone]
-        changed: dict[str, Any] = {kind: (*kept, run)}
+        changed: dict[str, Any] = {kind: (*kept, *runs)}
         return replace(self, **changed)
 
     @property

@@ -1,0 +1,156 @@
+"""A merged run takes over a part of the hashes at a time: at every step each row is there, and once."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from store import runs, takeover
+from store.files import Disk
+from store.flush import write_run
+from store.index import INDEX_SCHEMA, entries, find, sorted_entries
+from store.runs import HASHES, Run, map_run, merge_ranges
+from store.store import Store
+from store.verify import verify
+from tests.support.direct import Direct, open_store, record_of
+from tests.support.model import Model
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages of 64 to 128 rows, parts of 16 KiB, and no run that is small."""
+    monkeypatch.setattr(takeover, "_CUT_ROWS", 0)
+    monkeypatch.setattr(takeover, "_PATIENCE_S", 0.01)
+    monkeypatch.setattr(runs, "RANGE_ROWS", 128)
+    monkeypatch.setattr(takeover, "_PART_BYTES", 16 << 10)
+
+
+def written(path: Path, pieces: Sequence[Run]) -> Run:
+    write_run(Disk(fsync=False), path, "index", path.name, merge_ranges(pieces, sorted_entries), (0, 0))
+    return map_run(path, path.name, INDEX_SCHEMA)
+
+
+def old_and_new(directory: Path, rows: int = 4_000) -> tuple[dict[Path, Run], Run]:
+    """Three runs of rows whose word is their number, some of which share hashes, and what they are merged into."""
+    chance = np.random.Generator(np.random.Philox(rows))
+    hashes = chance.integers(0, 1 << 64, rows, np.uint64)
+    old = {}
+    for number in range(3):
+        hi = chance.choice(hashes, rows, replace=True)
+        words = np.arange(rows, dtype=np.uint64) + np.uint64(rows * number)
+        old[directory / f"old-{number}"] = written(directory / f"old-{number}", [entries(hi, hi, words, hi)])
+    return old, written(directory / "new", list(old.values()))
+
+
+def found(standing: Sequence[Run], hi: Any) -> list[int]:
+    return sorted(find(standing, hi, hi).seq.tolist())
+
+
+def test_at_every_step_each_row_is_found_once(tmp_path: Path) -> None:
+    """Also by whoever goes on with what stood before."""
+    old, new = old_and_new(tmp_path)
+    asked = np.unique(np.concatenate([page for run in old.values() for page in run.hi]))
+    wanted = found(list(old.values()), asked)
+    assert len(wanted) == 12_000
+    steps: list[list[Run]] = []
+    for standing in takeover.takeover(old, new):
+        assert found(standing, asked) == wanted
+        assert sum(run.rows for run in standing) == 12_000
+        if steps:
+            assert found(steps[-1], asked) == wanted
+        steps.append(standing)
+    assert len(steps) > 16
+    assert steps[-1] == [new]
+    of_new = [sum(run.rows for run in standing if run.name == "new") for standing in steps]
+    assert all(before < after for before, after in zip(of_new, of_new[1:], strict=False))
+
+
+def test_a_bound_within_a_page_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose pages end elsewhere is replaced in fewer steps, at last in one."""
+    old, new = old_and_new(tmp_path)
+    monkeypatch.setattr(runs, "RANGE_ROWS", 2_000)
+    coarse = written(tmp_path / "coarse", list(old.values()))
+    assert len(coarse.pages) == 8
+    steps = [*takeover.takeover({tmp_path / "coarse": coarse}, new)]
+    assert len(steps) == 9
+    monkeypatch.setattr(runs, "RANGE_ROWS", 1 << 20)
+    whole = written(tmp_path / "one", list(old.values()))
+    assert [*takeover.takeover({tmp_path / "one": whole}, new)][1:] == [[new]]
+
+
+def test_small_runs_are_cut_within_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do not stand in the way."""
+    old, new = old_and_new(tmp_path)
+    asked = np.unique(np.concatenate([page for run in old.values() for page in run.hi]))
+    wanted = found(list(old.values()), asked)
+    monkeypatch.setattr(runs, "RANGE_ROWS", 1 << 20)
+    old[tmp_path / "one"] = written(tmp_path / "one", [old.pop(tmp_path / "old-1")])
+    assert len(old[tmp_path / "one"].pages) == 1
+    monkeypatch.setattr(takeover, "_CUT_ROWS", 4_000)
+    steps = 0
+    for standing in takeover.takeover(old, new):
+        assert found(standing, asked) == wanted
+        steps += 1
+    assert steps > 16
+
+
+def test_parts_are_cut_only_between_pages(tmp_path: Path) -> None:
+    """And know the run that they are of, which is held for as long as one of them is read."""
+    run = next(iter(old_and_new(tmp_path)[0].values()))
+    first = int(run.hi[3][0])
+    assert run.is_cut_at(first) and run.is_cut_at(0) and run.is_cut_at(int(run.hi[-1][-1]) + 1)
+    assert not run.is_cut_at(int(run.hi[3][1]))
+    assert run.part(0, first).rows + run.part(first, HASHES).rows == run.rows
+    assert run.part(0, 0).rows == 0
+    assert run.part(first, first + 1).rows + run.part(first + 1, HASHES).rows == run.part(first, HASHES).rows
+    part, watched = run.part(first, HASHES), weakref.ref(run)
+    del run
+    assert watched() is not None
+    asked = part.hi[0][:5]
+    assert len(find([part], asked, asked).seq) >= 5
+    del part
+    assert watched() is None
+
+
+def test_commits_between_the_steps_see_all_that_was_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old ids are duplicates at each step, changed ones conflicts, new ones have the right summary: like the model."""
+    store, model = open_store(tmp_path / "data"), Model()
+    monkeypatch.setattr(takeover, "_PART_BYTES", 1 << 10)
+    committer = Direct(store)
+    given = 0
+
+    def record(number: int, **changes: Any) -> Any:
+        return record_of(number, reference=f"reference {number % 900}", **changes)
+
+    def take(*records: Any) -> None:
+        answer = committer.take(list(records))
+        assert answer == model.take(list(records))
+
+    for _ in range(4):
+        take(*(record(number) for number in range(given, given + 600)))
+        given += 600
+        store.flush_once()
+    exchange = Store.exchange_runs
+    steps = {"index": 0, "summaries": 0, "rollups": 0}
+
+    def exchanged(self: Store, kind: str, gone: Any, standing: Any) -> None:
+        nonlocal given
+        exchange(self, kind, gone, standing)
+        steps[kind] += 1
+        old = (steps[kind] * 97) % 2_400
+        take(record(old), record(given), record(old + 1, unit="other"))
+        given += 1
+
+    monkeypatch.setattr(Store, "exchange_runs", exchanged)
+    while store.tiers.merge_once():
+        pass
+    assert steps["index"] >= 8 and steps["summaries"] >= 8
+    take(*(record(number) for number in range(given)))
+    store.flush_once()
+    store.close()
+    assert verify(tmp_path / "data").differences == []
