@@ -63,6 +63,11 @@ class Rollup:
         self._pages = [(page.column("hour").to_numpy(), page) for page in pages if page.num_rows]
 
     @property
+    def reader(self) -> object:
+        """What reads its file."""
+        return self
+
+    @property
     def hours(self) -> tuple[int, int]:
         """The first hour and the one after the last."""
         return (int(self._pages[0][0][0]), int(self._pages[-1][0][-1]) + 1) if self._pages else (0, 0)

@@ -84,7 +84,6 @@ class Run:
         self.rows = sum(page.num_rows for page in self.pages)
         self.hi, self.lo = ([page.column(name).to_numpy() for page in self.pages] for name in ("hi", "lo"))
         self._mapped = mapped
-        self._part_of: Run | None = None
         self._places: dict[str, I64] = {}
         if len(filters) not in (0, len(self.pages)):
             raise ValueError(f"{len(filters)} filters of {len(self.pages)} pages")
@@ -115,6 +114,11 @@ class Run:
         return np.ascontiguousarray(np.stack([spans[:, 0, 0], spans[:, 1, 0], spans[:, 1, 1]]))
 
     @property
+    def reader(self) -> object:
+        """What reads its file: it lives as long as one of its parts, or of their rows."""
+        return self if self._mapped is None else self._mapped
+
+    @property
     def bytes(self) -> int:
         """Of its file; none in memory."""
         return len(self._mapped) if self._mapped is not None else 0
@@ -127,12 +131,9 @@ class Run:
     def part(self, low: int, high: int) -> Run:
         """Its rows with `low <= hi < high`, where they lie: whole pages of the file if it is cut at both."""
         if not (self.is_cut_at(low) and self.is_cut_at(high)):
-            found = Run(self.between(low, high), self.name)
-            found._part_of = self
-            return found
+            return Run(self.between(low, high), self.name)
         pages = slice(self._page_from(low), self._page_from(high))
         found = Run([], self.name)
-        found._part_of = self
         found.pages, found.hi, found.lo = self.pages[pages], self.hi[pages], self.lo[pages]
         found.rows = sum(page.num_rows for page in found.pages)
         found._mapped, found._filters = self._mapped, self._filters[pages]

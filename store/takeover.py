@@ -27,15 +27,18 @@ _CUT_ROWS = 1 << 20
 
 def takeover(old: Mapping[Path, Run], new: Run) -> Iterator[list[Run]]:
     """What stands for all rows after each step; the last time that is the new run alone. `old` names their files."""
-    low = 0
-    standing = [run.part(low, HASHES) for run in old.values()]
+    before = [*map(weakref.ref, old.values())]
+    old = {path: run.part(0, HASHES) for path, run in old.items()}  # that nobody looks into
+    standing = [run.part(0, HASHES) for run in old.values()]
     yield standing
+    low = 0
     for high in _bounds([*old.values(), new], new.bytes):
         new.touch(low, high)
-        before = [*map(weakref.ref, standing)]
+        before += map(weakref.ref, standing)
         standing = [new.part(0, high), *(run.part(high, HASHES) for run in old.values())]
         yield standing
         _wait(before)
+        before.clear()
         for path, run in old.items():
             run.forget(path, low, high)
         low = high

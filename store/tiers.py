@@ -145,10 +145,16 @@ class Tiers:
             raise
         self._exchange(gone, [merged])
         run = KINDS[kind].map(self._root / merged.name, merged)
-        before = {self._root / old.name: old for old in self._runs.named_runs(kind, gone)}
-        for standing in takeover(before, run) if isinstance(run, Run) else [[run]]:
+        readers = {self._root / old.name: old.reader for old in self._runs.named_runs(kind, gone)}
+        for standing in self._steps(kind, gone, run):
             self._runs.exchange_runs(kind, {*gone, merged.name}, standing)
-        self._unlinked.remove(before)
+        self._unlinked.remove(readers)
+
+    def _steps(self, kind: str, gone: Collection[str], run: Any) -> Iterator[list[Any]]:
+        """What stands for the rows of a merged run until it does."""
+        if not isinstance(run, Run):
+            return iter([[run]])
+        return takeover({self._root / old.name: old for old in self._runs.named_runs(kind, gone)}, run)
 
     def _merged(self, kind: str, chosen: Sequence[RunRow]) -> RunRow:
         """A new run, durable and in the catalog. The files of the others are the caller's to remove.

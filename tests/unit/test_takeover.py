@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,13 +109,41 @@ def test_parts_are_cut_only_between_pages(tmp_path: Path) -> None:
     assert run.part(0, first).rows + run.part(first, HASHES).rows == run.rows
     assert run.part(0, 0).rows == 0
     assert run.part(first, first + 1).rows + run.part(first + 1, HASHES).rows == run.part(first, HASHES).rows
-    part, watched = run.part(first, HASHES), weakref.ref(run)
+    watched = weakref.ref(run.reader)
+    parts = [run.part(first, HASHES), run.part(first + 1, HASHES)]
     del run
-    assert watched() is not None
-    asked = part.hi[0][:5]
-    assert len(find([part], asked, asked).seq) >= 5
-    del part
+    while parts:
+        assert watched() is not None
+        asked = parts[0].hi[0][:5].copy()
+        assert len(find(parts[:1], asked, asked).seq) >= 5
+        del parts[0]
     assert watched() is None
+
+
+def test_what_somebody_looks_into_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before memory is given back: into what stood before the first step, and before the last one."""
+    waited: list[list[bool]] = []
+    monkeypatch.setattr(takeover, "_wait", lambda runs: waited.append([run() is not None for run in runs]))
+    old, new = old_and_new(tmp_path)
+    looked_into = old[tmp_path / "old-1"]
+    steps = takeover.takeover(old, new)
+    del old
+    before, first, second = next(steps), next(steps), next(steps)
+    assert len(before) == 3 and len(first) == len(second) == 4
+    assert waited == [[False, True, False, True, True, True]]
+    assert looked_into.rows
+    del before, first
+    next(steps)
+    next(steps)
+    assert waited[1:] == [[False] * 4, [True] * 4]
+
+
+def test_nobody_is_waited_for_for_ever(tmp_path: Path) -> None:
+    """A question may take minutes, and a merge must not."""
+    old, _ = old_and_new(tmp_path)
+    began = time.monotonic()
+    takeover._wait([*map(weakref.ref, old.values())])
+    assert 0.01 <= time.monotonic() - began < 5.0
 
 
 def test_commits_between_the_steps_see_all_that_was_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
