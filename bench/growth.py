@@ -143,17 +143,19 @@ def _figures(service: Service, size: int, rates: list[float], beside: list[float
 
 def _start_within_a_load(service: Service, given: Input) -> tuple[float, int]:
     """Seconds of a start behind `kill -9`, and how many records it found that were not in the Parquet."""
+    name = given.path.name
     half = service.health()["seq"] + given.records // 2
-    service.drop(given.path, given.path.name)
+    service.staged(given.path, name).rename(service.data / "inbox" / name)
     while service.health()["seq"] < half:
         time.sleep(0.01)
     service.kill()
     took = service.start()
     found = re.findall(r"(\d+) of them not in the Parquet", service.log())[-1]
-    receipt = service.data / "processed" / f"{given.path.name}.receipt.json"
+    receipt = service.data / "processed" / f"{name}.receipt.json"
     while not receipt.exists():
+        service.health()  # or it would be waited for one that has ended
         time.sleep(0.1)
-    (service.data / "processed" / given.path.name).unlink()
+    (service.data / "processed" / name).unlink()
     given.path.unlink()
     return took, int(found)
 

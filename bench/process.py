@@ -142,22 +142,23 @@ class Service:
         found: dict[str, Any] = answer.get("components", answer)["store"]
         return found
 
-    def drop(self, source: Path, name: str) -> None:
-        """Rename a file into the inbox."""
+    def staged(self, source: Path, name: str) -> Path:
+        """A file beside the inbox, to be renamed into it."""
         staged = self.data / f"{name}.staged"
         try:
             os.link(source, staged)
         except OSError:
             shutil.copyfile(source, staged)
-        staged.rename(self.data / "inbox" / name)
+        return staged
 
     def ingest(self, source: Path, name: str, records: int) -> Ingested:
-        """Drop a file and wait until it has its receipt and every record is in the Parquet."""
+        """Rename a file into the inbox and wait until it has its receipt and every record is in the Parquet."""
+        staged = self.staged(source, name)
         receipt = self.data / "processed" / f"{name}.receipt.json"
         before = int(self.health()["seq"])
         cpu = self.cpu_s
         began = time.perf_counter()
-        self.drop(source, name)
+        staged.rename(self.data / "inbox" / name)
         end = began + _PATIENCE_S
         while not receipt.exists():
             assert self._process.poll() is None, f"the service ended: see {self._log.name}"

@@ -262,8 +262,10 @@ class NewFile:
     """A file that Arrow writes from its beginning: synced in steps, its size and checksum those of what was written."""
 
     def __init__(self, disk: Disk, path: Path) -> None:
+        self._disk = disk
+        self._path = path
         self._file = path.open("wb", buffering=_HELD_BYTES)
-        self._growing = Growing(disk, path)
+        self._synced = 0
         self._hasher = xxhash.xxh3_64()
         self.size = 0
 
@@ -282,7 +284,10 @@ class NewFile:
         size = self._file.write(data)
         self._hasher.update(data)
         self.size += size
-        self._growing.grown()
+        if self.size - self._synced >= STEP_BYTES:
+            self.flush()
+            self._disk.sync_file(self._path)
+            self._synced = self.size
         return size
 
     def flush(self) -> None:

@@ -155,11 +155,7 @@ def write_run(
     """Write the pages of a run to a file, synced. It will be called `name`."""
     rows = 0
     file = NewFile(disk, path)
-    with (
-        contextlib.closing(file),
-        pa.PythonFile(file, "w") as sink,
-        pa.ipc.new_file(sink, KINDS[kind].schema) as writer,
-    ):
+    with pa.PythonFile(file, "w") as sink, pa.ipc.new_file(sink, KINDS[kind].schema) as writer:
         for page in pages:
             writer.write_batch(KINDS[kind].written(page))
             rows += page.num_rows

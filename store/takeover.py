@@ -18,8 +18,10 @@ from store.runs import HASHES, Run
 __all__ = ["takeover"]
 
 _PART_BYTES = 256 << 20
+"""Of the new run, at most: the room that it needs beside the others."""
 
 _PATIENCE_S = 2.0
+"""A commit looks into runs for less: what is still looked into then has its pages read again."""
 
 _CUT_ROWS = 1 << 20
 """A run of so many rows may be cut within a page: what is left of it gets new filters each time."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 import weakref
 from collections.abc import Sequence
@@ -20,6 +22,7 @@ from store.store import Store
 from store.verify import verify
 from tests.support.direct import Direct, open_store, record_of
 from tests.support.model import Model
+from tests.unit.test_runs import held
 
 
 @pytest.fixture(autouse=True)
@@ -100,8 +103,8 @@ def test_small_runs_are_cut_within_pages(tmp_path: Path, monkeypatch: pytest.Mon
     assert steps > 16
 
 
-def test_parts_are_cut_only_between_pages(tmp_path: Path) -> None:
-    """And know the run that they are of, which is held for as long as one of them is read."""
+def test_what_reads_a_file_lives_as_long_as_a_part_of_it(tmp_path: Path) -> None:
+    """Cut between pages or within one."""
     run = next(iter(old_and_new(tmp_path)[0].values()))
     first = int(run.hi[3][0])
     assert run.is_cut_at(first) and run.is_cut_at(0) and run.is_cut_at(int(run.hi[-1][-1]) + 1)
@@ -136,6 +139,31 @@ def test_what_somebody_looks_into_is_waited_for(tmp_path: Path, monkeypatch: pyt
     next(steps)
     next(steps)
     assert waited[1:] == [[False] * 4, [True] * 4]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what it has in memory")
+def test_what_is_forgotten_is_not_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of the file, and no more; whoever looks all the same finds it."""
+    monkeypatch.setattr(runs, "RANGE_ROWS", 1 << 12)
+    path, half = tmp_path / "run", 1 << 63
+    hi = np.sort(np.random.Generator(np.random.Philox(3)).integers(0, HASHES, 500_000, np.uint64))
+    written(path, [entries(hi, hi, hi, hi)])
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if held(path).mean() > 0.1:
+        pytest.skip("a file system that lives in memory")
+    run = map_run(path, path.name, INDEX_SCHEMA)
+    run.touch()
+    assert held(path).mean() > 0.99
+    run.forget(path, 0, half)
+    of_file = held(path)
+    middle = len(of_file) // 2
+    assert of_file[: middle - 600].mean() < 0.05 and of_file[middle + 600 :].all()
+    run.touch(0, half)
+    assert held(path).mean() > 0.99
+    run.forget(path, 0, half)
+    assert len(find([run], hi[:1_000], hi[:1_000]).seq) == 1_000
 
 
 def test_nobody_is_waited_for_for_ever(tmp_path: Path) -> None:
