@@ -285,10 +285,14 @@ class NewFile:
         self._hasher.update(data)
         self.size += size
         if self.size - self._synced >= STEP_BYTES:
-            self.flush()
-            self._disk.sync_file(self._path)
-            self._synced = self.size
+            self.sync()
         return size
+
+    def sync(self) -> None:
+        """Make durable what was written, and let others read it."""
+        self.flush()
+        self._disk.sync_file(self._path)
+        self._synced = self.size
 
     def flush(self) -> None:
         """Give the system what is held back."""

@@ -150,14 +150,21 @@ def _pages(hot: Hot, kind: str) -> Iterable[pa.RecordBatch]:
 
 
 def write_run(
-    disk: Disk, path: Path, kind: str, name: str, pages: Iterable[pa.RecordBatch], seqs: tuple[int, int]
+    disk: Disk,
+    path: Path,
+    kind: str,
+    name: str,
+    pages: Iterable[pa.RecordBatch],
+    seqs: tuple[int, int],
+    written: Callable[[NewFile, pa.RecordBatch], None] = lambda file, page: None,
 ) -> RunRow:
-    """Write the pages of a run to a file, synced. It will be called `name`."""
+    """Write the pages of a run to a file, synced. It will be called `name`. `written` is called behind each page."""
     rows = 0
     file = NewFile(disk, path)
     with pa.PythonFile(file, "w") as sink, pa.ipc.new_file(sink, KINDS[kind].schema) as writer:
         for page in pages:
             writer.write_batch(KINDS[kind].written(page))
+            written(file, page)
             rows += page.num_rows
     disk.sync_file(path)
     return RunRow(name, cast("RunKind", kind), rows, *seqs, file.size, file.checksum)

@@ -38,6 +38,7 @@ __all__ = [
     "Run",
     "filter_of",
     "map_run",
+    "map_written",
     "merge_ranges",
     "schema_in_file",
     "tier_to_merge",
@@ -60,7 +61,13 @@ _FILTER = pa.field("filter", pa.uint8())
 _MADV_POPULATE_READ = 22
 """Of Linux, from 5.14 on."""
 
+_TOUCHED_BYTES = 32 << 20
+"""At once: whoever asks the system for memory waits for it meanwhile, a few milliseconds."""
+
 _LIBRARY = ctypes.CDLL(None)
+
+_MAGIC_BYTES = 8
+"""Before the first message of an Arrow file."""
 
 _FILTERED_ROWS = 4_096
 """A run in memory of so many rows has a filter: fewer are sought as fast."""
@@ -118,15 +125,10 @@ class Run:
         """What reads its file: it lives as long as one of its parts, or of their rows."""
         return self if self._mapped is None else self._mapped
 
-    @property
-    def bytes(self) -> int:
-        """Of its file; none in memory."""
-        return len(self._mapped) if self._mapped is not None else 0
-
     def is_cut_at(self, hash_: int) -> bool:
         """Whether no page has hashes (`hi`) both below this one and from it on."""
         page = self._page_from(hash_)
-        return page == 0 or int(self.hi[page - 1][-1]) < hash_
+        return page == 0 or int(self._last[page - 1]) < hash_
 
     def part(self, low: int, high: int) -> Run:
         """Its rows with `low <= hi < high`, where they lie: whole pages of the file if it is cut at both."""
@@ -140,20 +142,29 @@ class Run:
         found._places = {name: np.ascontiguousarray(places[:, pages]) for name, places in self._places.items()}
         return found
 
-    def touch(self, low: int = 0, high: int = HASHES) -> None:
-        """Read a mapped run once, or a part, so that the first look-ups do not wait for its pages one by one."""
+    def touch(self) -> None:
+        """Read a mapped run once, so that the first look-ups do not wait for its pages one by one."""
         if self._mapped is not None:
-            part = self._bytes_of(low, high)
-            self._advise(mmap.MADV_SEQUENTIAL, part)
-            part[:: mmap.PAGESIZE].max(initial=0)
+            self._advise(mmap.MADV_SEQUENTIAL)
+            for begin in range(0, len(self._mapped), _TOUCHED_BYTES):
+                self._touch(np.frombuffer(self._mapped, np.uint8)[begin : begin + _TOUCHED_BYTES])
             self.read_as_usual()
 
+    def _touch(self, part: npt.NDArray[np.uint8]) -> None:
+        if not self._advise(_MADV_POPULATE_READ, part):
+            part[:: mmap.PAGESIZE].max(initial=0)
+
+    def unmap(self, low: int = 0, high: int = HASHES) -> None:
+        """Let go of the pages that hold this part of its file, without the interpreter; they stay in memory."""
+        if self._mapped is not None:
+            self._advise(mmap.MADV_DONTNEED, self._bytes_of(low, high))
+
     def forget(self, path: Path, low: int, high: int) -> None:
-        """Give back the memory that holds this part of its file: it is looked up no more."""
+        """Give back the memory that holds this part of its file, and that nobody else has mapped."""
         if self._mapped is None or sys.platform != "linux":
             return
+        self.unmap(low, high)
         part = self._bytes_of(low, high)
-        self._advise(mmap.MADV_DONTNEED, part)
         with contextlib.suppress(OSError), path.open("rb") as file:
             begin = part.ctypes.data - _address(self._mapped)
             os.posix_fadvise(file.fileno(), begin, part.nbytes, os.POSIX_FADV_DONTNEED)
@@ -166,6 +177,11 @@ class Run:
     def _first(self) -> U64:
         """The first hash of each page."""
         return np.array([page[0] for page in self.hi], np.uint64)
+
+    @cached_property
+    def _last(self) -> U64:
+        """The last hash of each page."""
+        return np.array([page[-1] for page in self.hi], np.uint64)
 
     def _bytes_of(self, low: int, high: int) -> npt.NDArray[np.uint8]:
         """Where in the file the pages with these hashes lie: each from its `hi` to that of the next."""
@@ -206,12 +222,13 @@ class Run:
     def _ends(self) -> list[U64]:
         return [end for page in self.hi for end in (page[:1], page[-1:])]
 
-    def _advise(self, advice: int, part: npt.NDArray[Any] | None = None) -> None:
-        if self._mapped is not None:
-            begin, size = _address(self._mapped), len(self._mapped)
-            if part is not None:
-                begin, size = part.ctypes.data, part.nbytes
-            _advise(begin, size, advice)
+    def _advise(self, advice: int, part: npt.NDArray[Any] | None = None) -> bool:
+        if self._mapped is None:
+            return False
+        begin, size = _address(self._mapped), len(self._mapped)
+        if part is not None:
+            begin, size = part.ctypes.data, part.nbytes
+        return _advise(begin, size, advice)
 
     @cached_property
     def searched(self) -> kernels.Searched:
@@ -225,20 +242,20 @@ class Run:
         return kernels.Searched(hi, lo, sizes, self._first, density, filters)
 
     def between(self, low: int, high: int) -> Iterator[pa.RecordBatch]:
-        """The rows with `low <= hi < high`."""
-        for page, hi in zip(self.pages, self.hi, strict=True):
-            if int(hi[0]) >= high:
-                return
+        """The rows with `low <= hi < high`. Pages that have none are not read."""
+        for number in range(int(np.searchsorted(self._last, np.uint64(low))), self._page_from(high)):
+            hi = self.hi[number]
             begin = int(np.searchsorted(hi, np.uint64(low)))
             end = len(hi) if high >= HASHES else int(np.searchsorted(hi, np.uint64(high)))
             if begin < end:
-                yield page.slice(begin, end - begin)
+                yield self.pages[number].slice(begin, end - begin)
 
 
-def _advise(begin: int, size: int, advice: int) -> None:
-    """Tell the system how memory is read, without the interpreter: it may wait for a disk. It need not listen."""
+def _advise(begin: int, size: int, advice: int) -> bool:
+    """Tell the system how memory is read, without the interpreter: it may wait for a disk. Whether it has listened."""
     before = begin % mmap.PAGESIZE
-    _LIBRARY.madvise(ctypes.c_void_p(begin - before), ctypes.c_size_t(size + before), advice)
+    failed: int = _LIBRARY.madvise(ctypes.c_void_p(begin - before), ctypes.c_size_t(size + before), advice)
+    return not failed
 
 
 def _address(mapped: mmap.mmap) -> int:
@@ -339,11 +356,27 @@ def map_run(path: Path, name: str, schema: pa.Schema) -> Run:
     has_filter = reader.schema == schema_in_file(schema)
     if reader.schema != schema and not has_filter:
         raise pa.ArrowInvalid(f"its columns are {', '.join(f'{field.name} {field.type}' for field in reader.schema)}")
-    pages = [page for number in range(reader.num_record_batches) if (page := reader.get_batch(number)).num_rows]
-    filters = [page.column(_FILTER.name) for page in pages] if has_filter else []
-    run = Run([page.select(schema.names) for page in pages], name, mapped, filters)
+    run = _in_file([reader.get_batch(number) for number in range(reader.num_record_batches)], name, mapped)
     run.read_as_usual()
     return run
+
+
+def map_written(path: Path, name: str, schema: pa.Schema, begin: int, end: int) -> Run:
+    """Pages of a run that is still written: those in these bytes of its file, which begin and end between pages."""
+    before = begin % mmap.ALLOCATIONGRANULARITY
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), end - begin + before, access=mmap.ACCESS_READ, offset=begin - before)
+    messages = pa.ipc.MessageReader.open_stream(pa.py_buffer(mapped).slice(before if begin else _MAGIC_BYTES))
+    pages = [pa.ipc.read_record_batch(message, schema) for message in messages if message.type == "record batch"]
+    return _in_file(pages, name, mapped)
+
+
+def _in_file(pages: Sequence[pa.RecordBatch], name: str, mapped: mmap.mmap) -> Run:
+    """A run of pages as they stand in a file, with filters or without."""
+    pages = [page for page in pages if page.num_rows]
+    names = [name for name in pages[0].schema.names if name != _FILTER.name] if pages else []
+    filters = [page.column(_FILTER.name) for page in pages] if pages and _FILTER.name in pages[0].schema.names else []
+    return Run([page.select(names) for page in pages], name, mapped, filters)
 
 
 def tier_to_merge(rows: Sequence[int]) -> list[int]:

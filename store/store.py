@@ -155,7 +155,7 @@ class Store:
     @property
     def runs(self) -> dict[str, int]:
         """Runs on disk by kind."""
-        return {kind: len(getattr(self._view, kind)) for kind in KINDS}
+        return {kind: len({run.name for run in getattr(self._view, kind)}) for kind in KINDS}
 
     @property
     def hot_rows(self) -> int:

@@ -14,7 +14,7 @@ import contextlib
 import shutil
 import sqlite3
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,10 +24,10 @@ from store.catalog import Catalog, RunRow
 from store.errors import DiskFullError, OncelakeError
 from store.files import Disk, is_disk_full
 from store.flush import write_run
-from store.kinds import KINDS
+from store.kinds import KINDS, opened
 from store.rot import Pace, condemned
 from store.runs import Run
-from store.takeover import takeover
+from store.takeover import Takeover
 from store.unlinked import Unlinked
 
 __all__ = ["Tiers", "unnamed"]
@@ -134,54 +134,57 @@ class Tiers:
         return min(found, key=lambda due: _size(due[1]), default=None)
 
     def _merge(self, kind: str, chosen: Sequence[RunRow]) -> None:
-        """A new run in the place of these, for everybody."""
+        """A new run in the place of these, for everybody. Where it fails everything is as it was."""
         gone = {row.name for row in chosen}
         self._busy |= gone
+        self._check(kind, chosen)
+        name = f"internal/{kind}/{_merged_name(chosen)}"
+        path = self._root / name
+        reading = {self._root / row.name: KINDS[kind].map(self._root / row.name, row) for row in chosen}
+        readers = {self._root / old.name: [old.reader] for old in self._runs.named_runs(kind, gone)}
+        takeover = self._takeover(kind, gone, name, reading)
         try:
-            merged = self._merged(kind, chosen)
-        except (OSError, sqlite3.OperationalError) as error:
+            seqs = (min(row.min_seq for row in chosen), max(row.max_seq for row in chosen))
+            pages = self._pages(kind, chosen, list(reading.values()))
+            merged = write_run(self._disk, path, kind, name, pages, seqs, takeover.written)
+            self._disk.sync_directory(path.parent)
+            self._catalog.exchange_runs(sorted(gone), merged)
+        except (OSError, OncelakeError, sqlite3.OperationalError, _StoppedError) as error:
+            written = takeover.undo()
+            if is_disk_full(error) or not isinstance(error, sqlite3.OperationalError):  # else the catalog may name it
+                self._unlinked.remove({path: written})
             if is_disk_full(error):
                 raise DiskFullError(f"no room on the device of {self._root} to merge runs of the {kind}") from error
             raise
         self._exchange(gone, [merged])
-        run = KINDS[kind].map(self._root / merged.name, merged)
-        readers = {self._root / old.name: old.reader for old in self._runs.named_runs(kind, gone)}
-        for standing in self._steps(kind, gone, run):
-            self._runs.exchange_runs(kind, {*gone, merged.name}, standing)
+        takeover.finish(opened(self._root, merged))
         self._unlinked.remove(readers)
 
-    def _steps(self, kind: str, gone: Collection[str], run: Any) -> Iterator[list[Any]]:
-        """What stands for the rows of a merged run until it does."""
-        if not isinstance(run, Run):
-            return iter([[run]])
-        return takeover({self._root / old.name: old for old in self._runs.named_runs(kind, gone)}, run)
+    def _check(self, kind: str, chosen: Sequence[RunRow]) -> None:
+        """Runs that are to be merged must be sound, and a merge for which there is no room is not begun.
 
-    def _merged(self, kind: str, chosen: Sequence[RunRow]) -> RunRow:
-        """A new run, durable and in the catalog. The files of the others are the caller's to remove.
-
-        One for which there is no room is not begun: until its file is removed nothing else would have any.
+        Until its file were removed nothing else would have any.
         """
         if shutil.disk_usage(self._root).free < sum(row.bytes for row in chosen):
             raise DiskFullError(f"no room on the device of {self._root} to merge runs of the {kind}")
         for row in chosen:
             if (error := condemned(self._disk, self._root, row, Pace(stopping=self._stopping))) is not None:
                 raise error
-        name = f"internal/{kind}/{_merged_name(chosen)}"
-        path = self._root / name
-        seqs = (min(row.min_seq for row in chosen), max(row.max_seq for row in chosen))
-        try:
-            merged = write_run(self._disk, path, kind, name, self._pages(kind, chosen), seqs)
-            self._disk.sync_directory(path.parent)
-        except (OSError, OncelakeError, _StoppedError):
-            with contextlib.suppress(OSError):
-                self._disk.remove(path)
-            raise
-        self._catalog.exchange_runs([row.name for row in chosen], merged)
-        return merged
 
-    def _pages(self, kind: str, chosen: Sequence[RunRow]) -> Iterator[pa.RecordBatch]:
+    def _takeover(self, kind: str, gone: Collection[str], name: str, reading: Mapping[Path, Any]) -> Takeover:
+        old = {self._root / run.name: run for run in self._runs.named_runs(kind, gone) if isinstance(run, Run)}
+        return Takeover(
+            self._root / name,
+            name,
+            KINDS[kind].schema,
+            old,
+            reading,
+            lambda standing: self._runs.exchange_runs(kind, {*gone, name}, standing),
+        )
+
+    def _pages(self, kind: str, chosen: Sequence[RunRow], reading: Sequence[Any]) -> Iterator[pa.RecordBatch]:
         """The pages of the merged run, until it is to stop. Smaller merges that become due are made in between."""
-        for page in KINDS[kind].merged([KINDS[kind].map(self._root / row.name, row) for row in chosen]):
+        for page in KINDS[kind].merged(reading):
             if self._stopping.is_set():
                 raise _StoppedError
             yield page

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from store.files import Disk
@@ -23,20 +23,20 @@ class Unlinked:
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
-        self._held: list[tuple[weakref.ref[object], int]] = []
+        self._held: list[tuple[list[weakref.ref[object]], int]] = []
 
-    def remove(self, files: Mapping[Path, object]) -> None:
+    def remove(self, files: Mapping[Path, Sequence[object]]) -> None:
         """Remove the names of these files, each with what reads it. One that cannot be is left for the next start."""
-        for path, reader in files.items():
+        for path, readers in files.items():
             with contextlib.suppress(OSError):
                 handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                self._held.append((weakref.ref(reader), handle))
+                self._held.append(([*map(weakref.ref, readers)], handle))
                 self._disk.remove(path)
 
     def free(self, *, all_of_them: bool = False) -> int:
         """Give back what nobody reads any more; how many are still held."""
-        gone = [handle for reader, handle in self._held if all_of_them or reader() is None]
-        self._held = [(reader, handle) for reader, handle in self._held if handle not in gone]
+        gone = [handle for readers, handle in self._held if all_of_them or all(reader() is None for reader in readers)]
+        self._held = [(readers, handle) for readers, handle in self._held if handle not in gone]
         for handle in gone:
             os.close(handle)
         return len(self._held)

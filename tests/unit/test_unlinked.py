@@ -32,7 +32,7 @@ def test_a_removed_run_is_held_until_nobody_reads_it(tmp_path: Path) -> None:
     """Its name is gone at once, what it holds can be found, and then its handle is closed."""
     unlinked = Unlinked(Disk(fsync=False))
     run = written(tmp_path / "run")
-    unlinked.remove({tmp_path / "run": run})
+    unlinked.remove({tmp_path / "run": [run]})
     assert not (tmp_path / "run").exists()
     assert unlinked.free() == 1
     asked = np.array([5], np.uint64)
