@@ -18,6 +18,7 @@ from urllib.parse import quote
 from bench.context import BULK, Context, Input
 from bench.load import run_load
 from bench.measure import Line, Skip, figure, say
+from bench.places import Places
 from bench.process import Service
 
 __all__ = ["growth"]
@@ -62,17 +63,17 @@ def growth(context: Context) -> list[Line]:
                     say(f"  stopped at {stored:,}: {figure(shutil.disk_usage(data).free / 2**30)} GiB are free")
                     return lines
                 given = context.input("parquet", first=stored, records=min(context.records, size - stored))
-                with _posting(service, size, beside if stored + given.records >= size else None):
+                with Places() as places, _posting(service, size, beside if stored + given.records >= size else None):
                     done = service.ingest(given.path, given.path.name, given.records)
                 given.path.unlink()
                 (data / "processed" / given.path.name).unlink()
                 context.add_point("Parquet", stored, done)
                 stored += given.records
                 rates.append(done.rate)
-                say(f"  {stored:,} stored: {done.rate:,.0f} records/s, {_memory(service)}")
+                say(f"  {stored:,} stored: {done.rate:,.0f} records/s, {_memory(service)}; {places.told()}")
             before_questions = service.peak
             given = context.input("parquet", first=size + _ELSEWHERE)
-            lines += _figures(service, size, rates[-6:-1] or rates, beside, given)
+            lines += _figures(service, size, rates[-6:-1] or rates, beside, places.told(), given)
             lines.append(Line("growth", f"{size:,} stored: most RssAnon until then", "MiB", [before_questions]))
     lines.append(Line("growth", "most RssAnon of the run", "MiB", [service.peak], target=1024, at_least=False))
     return lines
@@ -100,7 +101,9 @@ def _posting(service: Service, size: int, times: list[float] | None) -> Iterator
     thread.join()
 
 
-def _figures(service: Service, size: int, rates: list[float], beside: list[float], given: Input) -> list[Line]:
+def _figures(
+    service: Service, size: int, rates: list[float], beside: list[float], machine: str, given: Input
+) -> list[Line]:
     """What there is to measure at one size; the file given is stored at the end of it."""
     lines = [Line("growth", f"{size:,} stored: bulk Parquet, the last files", "records/s", rates)]
 
@@ -112,7 +115,7 @@ def _figures(service: Service, size: int, rates: list[float], beside: list[float
     line("single POST, one connection, p50", "ms", [load["p50"]], f"p99 {load['p99']:.1f} ms")
     batches = [_post(service, size, number) for number in range(40)]
     line("POST of a batch of 1,000", "ms", batches, f"most {max(batches):.0f} ms", most=30)
-    line("the same beside a bulk file, its flush and merges", "ms", beside)
+    line("the same beside a bulk file, its flush and merges", "ms", beside, machine)
     line("the longest of these", "ms", [max(batches + beside)], most=250)
     totals = "/records/aggregations?include=totals"
     hours = f"&startTime={_HOURS[0]}&endTime={_HOURS[1]}"

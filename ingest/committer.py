@@ -139,6 +139,11 @@ class Committer:
         )
         return has_time and self._queue.are_requests_expected
 
+    @property
+    def turn_rows(self) -> int:
+        """Records of files in one turn, as turns are now: a piece of more is a longer one, and requests wait for it."""
+        return self._queue.turn_rows
+
     def submit(self, batch: Batch, pieces: Sequence[Piece] = ()) -> Promise[Result]:
         """Queue a batch. The future has its result once the commit is durable, or an `OncelakeError`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import stat
 from collections import deque
@@ -96,6 +97,7 @@ def _submit(
     begin = state.position if state else Position()
     started = state.started_at_us if state else now_us
     source = Source(file=name)
+    limits = dataclasses.replace(limits, chunk_rows=min(limits.chunk_rows, committer.turn_rows))
     try:
         fmt, compression = by_file_name(name)
         chunks = decode_file(path, fmt, compression, rules, limits, begin)

@@ -19,7 +19,7 @@ __all__ = ["Job", "Queue", "QueueBounds"]
 _REQUESTS_GO_ON_S = 1.0
 """So long after a request another one is expected, and turns of files are short."""
 
-_SHORT_ROWS = 8_192
+_SHORT_ROWS = 4_096
 """Of files in a short turn, or one piece, whatever its size."""
 
 _GATHERED_S = 0.01
@@ -102,6 +102,12 @@ class Queue:
     def are_requests_expected(self) -> bool:
         """Whether one waits, or was taken so lately that the next is expected."""
         return self.has_requests or time.monotonic() - self._requested < _REQUESTS_GO_ON_S
+
+    @property
+    def turn_rows(self) -> int:
+        """Of files, in one turn as they are now."""
+        most = self._bounds.commit_rows
+        return min(_SHORT_ROWS, most) if self.are_requests_expected else most
 
     def close(self) -> None:
         """Take nothing more in."""
@@ -194,7 +200,7 @@ class Queue:
         return jobs
 
     def _next_files(self) -> list[Job]:
-        limit = min(_SHORT_ROWS, self._bounds.commit_rows) if self.are_requests_expected else self._bounds.commit_rows
+        limit = self.turn_rows
         jobs: list[Job] = []
         rows = 0
         while self._are_files_ready() and rows < limit and (not rows or rows + self._files[0].rows <= limit):

@@ -16,6 +16,7 @@ import pytest
 
 import ingest.committer
 import ingest.files
+import ingest.queue
 from ingest.batch import Batch, Chunk, Source
 from ingest.committer import Committer
 from ingest.prepare import Prepared
@@ -211,6 +212,33 @@ def test_a_large_file_is_decoded_while_it_is_hashed(
     torn = told[0][1]["torn.json.receipt.json"]
     assert len(told[0][1]) == 3 and torn["received"] > 0 and "code" in torn
     assert enough.is_set() == (ahead == 3)
+
+
+def test_a_file_that_begins_while_requests_come_has_shorter_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever posts waits for one of them."""
+    monkeypatch.setattr(ingest.queue, "_SHORT_ROWS", 5)
+    decode = ingest.files.decode_file
+    decoded: list[Chunk] = []
+
+    def watched(*arguments: Any) -> Iterator[Chunk]:
+        for chunk in decode(*arguments):
+            decoded.append(chunk)
+            yield chunk
+
+    monkeypatch.setattr(ingest.files, "decode_file", watched)
+    lake = Lake(tmp_path / "data", chunk_rows=16)
+    lake.drop("before.ndjson", b"".join(map(line, range(32))))
+    assert lake.inbox.run_once() == 1
+    assert [chunk.received for chunk in decoded] == [16, 16]
+    decoded.clear()
+    lake.post(line(32))
+    lake.drop("beside.ndjson", b"".join(map(line, range(40, 55))))
+    assert lake.inbox.run_once() == 1
+    assert [chunk.received for chunk in decoded] == [5, 5, 5]
+    assert lake.store.seq == 32 + 1 + 15
+    lake.close()
 
 
 def without_times(receipt: dict[str, Any]) -> dict[str, Any]:
