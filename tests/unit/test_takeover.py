@@ -249,6 +249,8 @@ def test_what_is_forgotten_is_not_in_memory(tmp_path: Path, monkeypatch: pytest.
     run.touch()
     assert held(path).mean() > 0.99
     run.forget(path, 0, half)
+    assert sum(piece.num_rows for piece in run.between(half, HASHES)) == np.count_nonzero(hi >= np.uint64(half))
+    assert held(path)[: middle - 600].mean() < 0.05  # a merge that goes on does not read it again
     assert len(find([run], hi[:1_000], hi[:1_000]).seq) == 1_000
 
 
