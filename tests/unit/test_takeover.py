@@ -242,6 +242,7 @@ def test_what_is_forgotten_is_not_in_memory(tmp_path: Path, monkeypatch: pytest.
     run = map_run(path, path.name, INDEX_SCHEMA)
     run.touch()
     assert held(path).mean() > 0.99
+    assert run.is_cut_at(half)
     run.forget(path, 0, half)
     of_file = held(path)
     middle = len(of_file) // 2
