@@ -374,9 +374,12 @@ def map_written(path: Path, name: str, schema: pa.Schema, begin: int, end: int) 
 def _in_file(pages: Sequence[pa.RecordBatch], name: str, mapped: mmap.mmap) -> Run:
     """A run of pages as they stand in a file, with filters or without."""
     pages = [page for page in pages if page.num_rows]
-    names = [name for name in pages[0].schema.names if name != _FILTER.name] if pages else []
-    filters = [page.column(_FILTER.name) for page in pages] if pages and _FILTER.name in pages[0].schema.names else []
-    return Run([page.select(names) for page in pages], name, mapped, filters)
+    columns = pages[0].schema.names if pages else []
+    if _FILTER.name not in columns:
+        return Run(pages, name, mapped)
+    columns.remove(_FILTER.name)
+    filters = [page.column(_FILTER.name) for page in pages]
+    return Run([page.select(columns) for page in pages], name, mapped, filters)
 
 
 def tier_to_merge(rows: Sequence[int]) -> list[int]:

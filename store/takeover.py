@@ -84,11 +84,13 @@ class Takeover:
         self._unmap()
 
     def undo(self) -> Sequence[object]:
-        """It will not be; what reads the file that is to be removed."""
+        """It will not be; what reads the file that is to be removed, and is held by whoever still looks into it."""
         if self._standing:
             self._stand([*self._old.values()])
             self._unmap()
-        return [run.reader for run in self._parts]
+        readers = [run.reader for run in self._parts]
+        self._parts.clear()
+        return readers
 
     def _unmap(self) -> None:
         for part in self._parts:

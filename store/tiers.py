@@ -150,9 +150,11 @@ class Tiers:
             self._disk.sync_directory(path.parent)
             self._catalog.exchange_runs(sorted(gone), merged)
         except (OSError, OncelakeError, sqlite3.OperationalError, _StoppedError) as error:
-            written = takeover.undo()
+            written = {path: takeover.undo()}
             if is_disk_full(error) or not isinstance(error, sqlite3.OperationalError):  # else the catalog may name it
-                self._unlinked.remove({path: written})
+                self._unlinked.remove(written)
+                written.clear()
+                self._unlinked.free()  # at once: until then nothing else may have any room
             if is_disk_full(error):
                 raise DiskFullError(f"no room on the device of {self._root} to merge runs of the {kind}") from error
             raise
