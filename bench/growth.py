@@ -120,9 +120,8 @@ def _posting(service: Service, size: int, places: Places, batches: list[_Batch] 
 
 def _figures(service: Service, size: int, rates: list[float], beside: list[_Batch], given: Input) -> list[Line]:
     """What there is to measure at one size; the file given is stored at the end of it."""
-    lines = [
-        Line("growth", f"{size:,} stored: bulk Parquet, the last files before batches are posted", "records/s", rates)
-    ]
+    lines = [Line("growth", f"{size:,} stored: bulk Parquet, the last files that are alone", "records/s", rates)]
+    lines[0].note = "of a single file: with batches beside it" if len(rates) == 1 else ""
 
     def line(what: str, unit: str, values: list[float], note: str = "", most: float | None = None) -> None:
         target = most if size >= _TARGETS_FROM else None
