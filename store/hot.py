@@ -101,7 +101,7 @@ class Hot:
             summaries=_merged(
                 (*self.summaries, sums),
                 lambda run: run.rows,
-                lambda runs: combined(runs, summaries.added_up),
+                lambda runs: combined(runs, summaries.merged),
             ),
         )
 

@@ -37,7 +37,7 @@ typedef struct {
 static i128 decimal_at(const u64 *words, i64 row) { return (i128)((u128)words[2 * row + 1] << 64 | words[2 * row]); }
 
 /* One more with every change of what a function takes or does: what was built of another version is not used. */
-i32 kernels_version(void) { return 7; }
+i32 kernels_version(void) { return 8; }
 
 /* ---- JSON to columns ---- */
 
@@ -793,12 +793,11 @@ void take_strings(i64 rows, const i64 *order, const Strings *strings, u8 *out) {
 
 /* ---- Rows of many pages ---- */
 
-/* Values of `width` words: row[r] of what lies at at[page[r]]. */
-void gather_words(i64 rows, const i64 *page, const i64 *row, const u64 *const *at, i64 width, u64 *out) {
+/* Words: row[r] of what lies at at[page[r]]. */
+void gather_words(i64 rows, const i64 *page, const i64 *row, const u64 *const *at, u64 *out) {
     for (i64 r = 0; r < rows; r++) {
-        if (r + AHEAD < rows) __builtin_prefetch(at[page[r + AHEAD]] + width * row[r + AHEAD]);
-        const u64 *value = at[page[r]] + width * row[r];
-        for (i64 word = 0; word < width; word++) *out++ = value[word];
+        if (r + AHEAD < rows) __builtin_prefetch(at[page[r + AHEAD]] + row[r + AHEAD]);
+        out[r] = at[page[r]][row[r]];
     }
 }
 
@@ -827,4 +826,104 @@ void gather_strings(
         i32 begin = offsets[page[r]][row[r]];
         out = put_bytes(out, data[page[r]] + begin, offsets[page[r]][row[r] + 1] - begin);
     }
+}
+
+/* ---- Summaries in few bytes ---- */
+
+/* Packed (docs/formats.md, "Summary runs"): a header of four bytes, of each number the bytes that it has, the unit. */
+enum { HEADER = 4, NUMBERS = 6, PACKED = 80 }; /* at most beside the unit, with what is written too far */
+
+/* The columns; sums are decimals. */
+typedef struct {
+    i64 *count;
+    u64 *positive, *negative;
+    i64 *first, *last, *last_seq;
+} Sums;
+
+/* How many bytes a number has, in half a byte: 15 stands for 16. */
+static i32 width_of(u128 number) {
+    u64 high = (u64)(number >> 64), low = (u64)number;
+    i32 bytes = high ? 16 - (__builtin_clzll(high) >> 3) : low ? 8 - (__builtin_clzll(low) >> 3) : 0;
+    return bytes < 15 ? bytes : 15;
+}
+
+/* 0, -1, 1, -2, … as 0, 1, 2, 3, … */
+static u128 zigzag(const u64 *words, i64 row) {
+    i128 value = decimal_at(words, row);
+    return (u128)value << 1 ^ (u128)(value >> 127);
+}
+
+static void put_unzigzagged(u64 *words, i64 row, u128 number) {
+    u128 value = number >> 1 ^ (u128)-(i128)(number & 1);
+    words[2 * row] = (u64)value, words[2 * row + 1] = (u64)(value >> 64);
+}
+
+/* `out` has room for `PACKED` bytes a row and all units, `offsets` for rows + 1. Returns the bytes of all. */
+i64 pack_summaries(i64 rows, const Strings *unit, const Sums *sums, u8 *out, i32 *offsets) {
+    u8 *begin = out;
+    offsets[0] = 0;
+    for (i64 row = 0; row < rows; row++) {
+        i32 at = unit->offsets[row], length = unit->offsets[row + 1] - at, width[NUMBERS];
+        u64 first = (u64)sums->first[row];
+        u128 number[NUMBERS] = {
+            (u64)sums->count[row], zigzag(sums->positive, row), zigzag(sums->negative, row),
+            first, (u64)sums->last[row] - first, (u64)sums->last_seq[row],
+        };
+        for (i32 each = 0; each < NUMBERS; each++) width[each] = width_of(number[each]);
+        *out++ = (u8)length;
+        for (i32 each = 0; each < NUMBERS; each += 2) *out++ = (u8)(width[each] | width[each + 1] << 4);
+        for (i32 each = 0; each < NUMBERS; each++) {
+            memcpy(out, &number[each], 16); /* what is too much is written over */
+            out += width[each] < 15 ? width[each] : 16;
+        }
+        out = put_bytes(out, unit->data + at, length);
+        offsets[row + 1] = (i32)(out - begin);
+    }
+    return out - begin;
+}
+
+static u128 number_at(const u8 *at, const u8 *end, i32 width) {
+    u128 number = 0;
+    if (end - at < 16) {
+        memcpy(&number, at, (size_t)width);
+    } else if (width) {
+        memcpy(&number, at, 16);
+        number &= ~(u128)0 >> 8 * (16 - width);
+    }
+    return number;
+}
+
+/* The columns again, of what is packed in so many bytes; `data` has room for them, `offsets` for rows + 1. Returns the
+ * bytes of all units, or -1 where a row is not one that was packed.
+ */
+i64 unpack_summaries(i64 rows, const Strings *packed, i64 bytes, const Sums *sums, u8 *data, i32 *offsets) {
+    const u8 *end = packed->data + bytes;
+    u8 *begin = data;
+    offsets[0] = 0;
+    for (i64 row = 0; row < rows; row++) {
+        i64 from = packed->offsets[row], length = packed->offsets[row + 1] - from, used = HEADER;
+        const u8 *at = packed->data + from;
+        i32 width[NUMBERS];
+        u128 number[NUMBERS];
+        if (from < packed->offsets[0] || length < HEADER || from + length > bytes) return -1;
+        for (i32 each = 0; each < NUMBERS; each++) {
+            width[each] = at[1 + each / 2] >> 4 * (each % 2) & 15;
+            if (width[each] > 8 && each != 1 && each != 2) return -1;
+            if (width[each] == 15) width[each] = 16;
+            used += width[each];
+        }
+        if (used + at[0] != length) return -1;
+        at += HEADER;
+        for (i32 each = 0; each < NUMBERS; each++) {
+            number[each] = number_at(at, end, width[each]);
+            at += width[each];
+        }
+        sums->count[row] = (i64)number[0];
+        put_unzigzagged(sums->positive, row, number[1]), put_unzigzagged(sums->negative, row, number[2]);
+        sums->first[row] = (i64)number[3], sums->last[row] = (i64)((u64)number[3] + (u64)number[4]);
+        sums->last_seq[row] = (i64)number[5];
+        data = put_bytes(data, at, length - used);
+        offsets[row + 1] = (i32)(data - begin);
+    }
+    return data - begin;
 }

@@ -11,7 +11,6 @@ import importlib.machinery
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from store.arrays import I64, U64
+from store.buffers import at, string_array, string_columns, values_at
 from store.schema import FIELD_LIMIT, RECORD, STRING_FIELDS, TIME_MAX_US, TIME_MIN_US, UNIT_LIMIT
 from store.whole import whole
 
@@ -34,10 +34,12 @@ __all__ = [
     "hash_records",
     "line_ends",
     "load",
+    "pack_summaries",
     "render_notifications",
     "render_previous",
     "render_records",
     "taken",
+    "unpack_summaries",
 ]
 
 logger = logging.getLogger("oncelake.store")
@@ -48,12 +50,13 @@ Lanes = tuple[U64, U64, U64, U64, U64]
 _RECORD_BYTES = 176
 _PREVIOUS_BYTES = 384
 _LINE_BYTES = 64
+_PACKED_BYTES = 80
 """What a row takes at most beside its strings; the same figures stand in the C."""
 
 _LINE_GUESS = 64
 """Bytes of a line, or more: a text of shorter ones has more than there is room for, and is read twice."""
 
-_VERSION = 7
+_VERSION = 8
 """One more with every change of the C, where it stands too: what was built of another one is not loaded."""
 
 _CONTROL = -1
@@ -69,8 +72,8 @@ def load(path: Path) -> ctypes.CDLL:
     if library.kernels_version() != _VERSION:
         raise OSError("it was built of another version of store/kernels.c")
     for name in (
-        "find_hashes", "gather_offsets", "line_ends", "parse_lines", "render_notifications", "render_previous",
-        "render_records", "take_offsets",
+        "find_hashes", "gather_offsets", "line_ends", "pack_summaries", "parse_lines", "render_notifications",
+        "render_previous", "render_records", "take_offsets", "unpack_summaries",
     ):  # fmt: skip
         getattr(library, name).restype = ctypes.c_int64
     for name in (
@@ -108,44 +111,6 @@ class _Bounds(ctypes.Structure):
     ]  # fmt: skip
 
 
-class _Strings(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("offsets", ctypes.c_void_p)]
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """String arrays as the C takes them; holds what they point to."""
-
-    structs: ctypes.Array[_Strings]
-    bytes: int
-    held: Sequence[pa.Array]
-
-
-def _columns(arrays: Sequence[pa.StringArray]) -> _Columns:
-    structs = (_Strings * len(arrays))()
-    total = 0
-    for struct, array in zip(structs, arrays, strict=True):
-        _, offsets, data = array.buffers()
-        struct.offsets = offsets.address + 4 * array.offset
-        struct.data = data.address if data is not None else offsets.address  # nothing is read there
-        bounds = np.frombuffer(offsets, np.int32)
-        total += int(bounds[array.offset + len(array)]) - int(bounds[array.offset])
-    return _Columns(structs, total, arrays)
-
-
-def _at(array: npt.NDArray[np.generic]) -> ctypes.c_void_p:
-    return ctypes.c_void_p(array.ctypes.data)
-
-
-def _words(array: pa.Array, width: int) -> ctypes.c_void_p:
-    """Where the values of an array of fixed width begin."""
-    return ctypes.c_void_p(array.buffers()[1].address + width * array.offset)
-
-
-def _strings(rows: int, offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8]) -> pa.StringArray:
-    return pa.StringArray.from_buffers(rows, pa.py_buffer(offsets), pa.py_buffer(data))
-
-
 def line_ends(text: bytes) -> I64:
     """Where the line feeds of a text are."""
     if _C is None:
@@ -153,7 +118,7 @@ def line_ends(text: bytes) -> I64:
     room = len(text) // _LINE_GUESS
     while True:
         ends = np.empty(room, np.int64)
-        lines = _C.line_ends(text, ctypes.c_int64(len(text)), _at(ends), ctypes.c_int64(room))
+        lines = _C.line_ends(text, ctypes.c_int64(len(text)), at(ends), ctypes.c_int64(room))
         if lines <= room:
             return ends[:lines]
         room = lines
@@ -176,14 +141,14 @@ def decode_lines(
     times, values, sure = np.empty(lines, np.int64), np.empty((lines, 2), np.uint64), np.empty(lines, np.bool_)
     sizes = np.zeros(columns, np.int64)
     rows = _C.parse_lines(
-        text, ctypes.c_int64(lines), _at(starts), _at(ends), ctypes.byref(bounds), _at(begins), _at(lengths),
-        _at(times), _at(values), _at(sure), _at(sizes),
+        text, ctypes.c_int64(lines), at(starts), at(ends), ctypes.byref(bounds), at(begins), at(lengths),
+        at(times), at(values), at(sure), at(sizes),
     )  # fmt: skip
     found: dict[str, pa.Array] = {}
     for name, begin, length, size in zip(STRING_FIELDS, begins, lengths, sizes.tolist(), strict=True):
         data, offsets = np.empty(size, np.uint8), np.empty(rows + 1, np.int32)
-        _C.copy_spans(text, ctypes.c_int64(rows), _at(begin), _at(length), _at(data), _at(offsets))
-        found[name] = _strings(rows, offsets, data)
+        _C.copy_spans(text, ctypes.c_int64(rows), at(begin), at(length), at(data), at(offsets))
+        found[name] = string_array(rows, offsets, data)
     for name, array in (("time", times), ("value", values)):
         found[name] = pa.Array.from_buffers(RECORD.field(name).type, rows, [None, pa.py_buffer(array)])
     return pa.RecordBatch.from_arrays([found[name] for name in RECORD.names], schema=RECORD), sure
@@ -194,18 +159,18 @@ def render_records(strings: Sequence[pa.StringArray], time: pa.Array, value: pa.
     rows = len(time)
     if _C is None or not rows:
         return None
-    columns = _columns(strings)
+    columns = string_columns(strings)
     for times in (1, 2):  # most records have nothing to escape
         most = _RECORD_BYTES * rows + times * columns.bytes
         if most > _MOST_BYTES:
             return None
         out, offsets = np.empty(most, np.uint8), np.empty(rows + 1, np.int32)
         size = _C.render_records(
-            ctypes.c_int64(rows), columns.structs, _words(time, 8), _words(value, 16), ctypes.c_int(times - 1),
-            _at(out), _at(offsets),
+            ctypes.c_int64(rows), columns.structs, values_at(time, 8), values_at(value, 16), ctypes.c_int(times - 1),
+            at(out), at(offsets),
         )  # fmt: skip
         if size >= 0:
-            return _strings(rows, offsets, out[:size])
+            return string_array(rows, offsets, out[:size])
         if size == _CONTROL:
             break
     return None
@@ -218,17 +183,17 @@ def render_previous(
     rows = len(count)
     if _C is None or not rows:
         return None
-    units = _columns([unit])
+    units = string_columns([unit])
     most = _PREVIOUS_BYTES * rows + 2 * units.bytes
     if most > _MOST_BYTES:
         return None
     numbers = [np.ascontiguousarray(column, np.int64) for column in (count, first, last, last_seq)]
     out, offsets = np.empty(most, np.uint8), np.empty(rows + 1, np.int32)
     size = _C.render_previous(
-        ctypes.c_int64(rows), *map(_at, numbers), units.structs, *(_words(total, 16) for total in totals), _at(out),
-        _at(offsets),
+        ctypes.c_int64(rows), *map(at, numbers), units.structs, *(values_at(total, 16) for total in totals), at(out),
+        at(offsets),
     )  # fmt: skip
-    return _strings(rows, offsets, out[:size]) if size >= 0 else None
+    return string_array(rows, offsets, out[:size]) if size >= 0 else None
 
 
 def render_notifications(
@@ -241,14 +206,14 @@ def render_notifications(
     rows = len(records)
     if _C is None or not rows:
         return None
-    of_records, of_previous = _columns([records]), _columns([previous])
+    of_records, of_previous = string_columns([records]), string_columns([previous])
     place = np.ascontiguousarray(place, np.int64)
     _, bounds, _ = previous.buffers()
     lengths = np.diff(np.frombuffer(bounds, np.int32)[previous.offset : previous.offset + len(previous) + 1])
     out = np.empty((_LINE_BYTES + len(middle)) * rows + of_records.bytes + int(lengths[place].sum()), np.uint8)
     size = _C.render_notifications(
         ctypes.c_int64(rows), ctypes.c_int64(first_seq), middle, ctypes.c_int64(len(middle)), of_records.structs,
-        of_previous.structs, _at(place), _at(out),
+        of_previous.structs, at(place), at(out),
     )  # fmt: skip
     return memoryview(out.data)[:size]
 
@@ -262,11 +227,11 @@ def hash_records(
     rows = len(time)
     lanes = tuple(np.empty(rows, np.uint64) for _ in range(5))
     if rows:
-        columns = _columns(strings)
+        columns = string_columns(strings)
         keys = np.ascontiguousarray(keys, np.uint64)
         _C.hash_records(
-            ctypes.c_int64(rows), columns.structs, _words(time, 8), _words(value, 16), _at(keys),
-            ctypes.c_uint64(mask), *map(_at, lanes),
+            ctypes.c_int64(rows), columns.structs, values_at(time, 8), values_at(value, 16), at(keys),
+            ctypes.c_uint64(mask), *map(at, lanes),
         )  # fmt: skip
     return lanes  # type: ignore[return-value]
 
@@ -277,7 +242,7 @@ def argsort(keys: U64) -> I64:
         return np.argsort(keys, kind="stable")
     keys = np.ascontiguousarray(keys, np.uint64)
     order, scratch = np.empty(len(keys), np.int64), np.empty((len(keys), 4), np.uint64)
-    _C.sort_keys(ctypes.c_int64(len(keys)), _at(keys), _at(order), _at(scratch))
+    _C.sort_keys(ctypes.c_int64(len(keys)), at(keys), at(order), at(scratch))
     return order
 
 
@@ -314,7 +279,7 @@ def filter_of(hi: U64, lo: U64, density: float) -> npt.NDArray[np.uint8] | None:
         return None
     found = np.zeros(len(hi), np.uint8)
     hi, lo = np.ascontiguousarray(hi, np.uint64), np.ascontiguousarray(lo, np.uint64)
-    _C.make_filter(ctypes.c_int64(len(hi)), _at(hi), _at(lo), ctypes.c_double(density), _at(found))
+    _C.make_filter(ctypes.c_int64(len(hi)), at(hi), at(lo), ctypes.c_double(density), at(found))
     return found
 
 
@@ -331,8 +296,8 @@ def find_hashes(hi: U64, lo: U64, runs: Sequence[Searched]) -> tuple[I64, I64, I
     while True:
         needle, page, row = (np.empty(room, np.int64) for _ in range(3))
         found = _C.find_hashes(
-            ctypes.c_int64(len(hi)), _at(hi), _at(lo), ctypes.c_int64(len(runs)), structs, ctypes.c_int64(room),
-            _at(needle), _at(page), _at(row), _at(scratch),
+            ctypes.c_int64(len(hi)), at(hi), at(lo), ctypes.c_int64(len(runs)), structs, ctypes.c_int64(room),
+            at(needle), at(page), at(row), at(scratch),
         )  # fmt: skip
         if found <= room:
             return needle[:found], page[:found], row[:found]
@@ -340,7 +305,7 @@ def find_hashes(hi: U64, lo: U64, runs: Sequence[Searched]) -> tuple[I64, I64, I
 
 
 def gathered(kind: pa.DataType, page: I64, row: I64, places: I64) -> pa.Array | None:
-    """Rows of many pages, of a column of 64-bit words, decimals of 128 bits, or strings.
+    """Rows of many pages, of a column of 64-bit words, or of binary strings.
 
     `places` says of each page where its values lie; of strings where its offsets and its bytes do, and how many bytes.
     `pa.ArrowInvalid` where the offsets of a page are not within it.
@@ -348,19 +313,18 @@ def gathered(kind: pa.DataType, page: I64, row: I64, places: I64) -> pa.Array | 
     if _C is None:
         return None
     rows, page, row = len(page), np.ascontiguousarray(page), np.ascontiguousarray(row)
-    where = (ctypes.c_int64(rows), _at(page), _at(row), _at(places[0]))
-    if kind != pa.string():
-        words = kind.bit_width // 64
-        values = np.empty(rows * words, np.uint64)
-        _C.gather_words(*where, ctypes.c_int64(words), _at(values))
+    where = (ctypes.c_int64(rows), at(page), at(row), at(places[0]))
+    if kind != pa.binary():
+        values = np.empty(rows, np.uint64)
+        _C.gather_words(*where, at(values))
         return pa.Array.from_buffers(kind, rows, [None, pa.py_buffer(values)])
     offsets = np.empty(rows + 1, np.int32)
-    size = _C.gather_offsets(*where, _at(places[2]), _at(offsets))
+    size = _C.gather_offsets(*where, at(places[2]), at(offsets))
     if size < 0:
         raise pa.ArrowInvalid("strings of a run do not lie where its offsets say")
     data = np.empty(size, np.uint8)
-    _C.gather_strings(*where, _at(places[1]), _at(data))
-    return _strings(rows, offsets, data)
+    _C.gather_strings(*where, at(places[1]), at(data))
+    return pa.Array.from_buffers(kind, rows, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 
 def taken(rows: pa.Table, order: I64) -> pa.Table:
@@ -375,13 +339,50 @@ def _taken(column: pa.Array, order: I64) -> pa.Array:
     if _C is None or column.type != pa.string() or not len(column):
         return column.take(pa.array(order))
     order = np.ascontiguousarray(order, np.int64)
-    strings = _columns([column])
+    strings = string_columns([column])
     offsets = np.empty(len(order) + 1, np.int32)
     size = _C.take_offsets(
-        ctypes.c_int64(len(order)), _at(order), ctypes.c_void_p(strings.structs[0].offsets), _at(offsets)
+        ctypes.c_int64(len(order)), at(order), ctypes.c_void_p(strings.structs[0].offsets), at(offsets)
     )
     if size > _MOST_BYTES:
         return column.take(pa.array(order))
     data = np.empty(size, np.uint8)
-    _C.take_strings(ctypes.c_int64(len(order)), _at(order), strings.structs, _at(data))
-    return _strings(len(order), offsets, data)
+    _C.take_strings(ctypes.c_int64(len(order)), at(order), strings.structs, at(data))
+    return string_array(len(order), offsets, data)
+
+
+class _Sums(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("count", "positive", "negative", "first", "last", "last_seq")]
+
+
+def pack_summaries(unit: pa.StringArray, numbers: Sequence[pa.Array]) -> pa.BinaryArray | None:
+    """Summaries in few bytes each; see `store.packed`."""
+    rows, units = len(unit), string_columns([unit])
+    most = _PACKED_BYTES * rows + units.bytes
+    if _C is None or most > _MOST_BYTES:
+        return None
+    sums = _Sums(*(values_at(column, column.type.bit_width // 8) for column in numbers))
+    out, offsets = np.empty(most, np.uint8), np.empty(rows + 1, np.int32)
+    size = _C.pack_summaries(ctypes.c_int64(rows), units.structs, ctypes.byref(sums), at(out), at(offsets))
+    return pa.Array.from_buffers(pa.binary(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(out[:size].copy())])
+
+
+def unpack_summaries(
+    packed: pa.BinaryArray, kinds: Sequence[pa.DataType]
+) -> tuple[pa.StringArray, list[pa.Array]] | None:
+    """The units and the numbers, which are of these kinds. `pa.ArrowInvalid` where something else is among them."""
+    if _C is None:
+        return None
+    rows, given, text = len(packed), string_columns([packed]), packed.buffers()[2]
+    numbers = [np.empty(rows * kind.bit_width // 64, np.uint64) for kind in kinds]
+    data, offsets = np.empty(given.bytes, np.uint8), np.empty(rows + 1, np.int32)
+    size = _C.unpack_summaries(
+        ctypes.c_int64(rows), given.structs, ctypes.c_int64(0 if text is None else text.size),
+        ctypes.byref(_Sums(*map(at, numbers))), at(data), at(offsets),
+    )  # fmt: skip
+    if size < 0:
+        raise pa.ArrowInvalid("not what a summary is packed as")
+    columns = zip(kinds, numbers, strict=True)
+    return string_array(rows, offsets, data[:size]), [
+        pa.Array.from_buffers(kind, rows, [None, pa.py_buffer(values)]) for kind, values in columns
+    ]

@@ -59,7 +59,7 @@ def _neighbours(rows: Sequence[RunRow]) -> list[RunRow]:
 
 KINDS = {
     "index": _hashed(index.INDEX_SCHEMA, index.sorted_entries),
-    "summaries": _hashed(summaries.SUMMARY_SCHEMA, summaries.added_up),
+    "summaries": _hashed(summaries.SUMMARY_RUN, summaries.merged),
     "rollups": Kind(
         rollups.ROLLUP_SCHEMA,
         lambda path, row: rollups.map_rollup(path, row.name, row.min_seq, row.max_seq),

@@ -13,7 +13,7 @@ __all__ = [
     "UNIT_LIMIT",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Of the data directory. An older one is upgraded at start, a newer one refused."""
 
 SCALE = 9

@@ -101,7 +101,7 @@ class Run:
             self._placed(filters)
 
     def places(self, name: str) -> I64:
-        """By page where a column lies in memory; of strings three rows: where offsets, where bytes, and how many.
+        """By page where a column lies in memory; of binary strings three rows: where offsets and bytes are, how many.
 
         `pa.ArrowInvalid` where that is not within the mapped file.
         """
@@ -294,11 +294,11 @@ def with_filter(page: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _spans(column: pa.Array) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Address and size in bytes of what is read of a column: of its values; of strings of offsets and text."""
+    """Address and size in bytes of what is read of a column: of its values; of binary strings of offsets and bytes."""
     if column.null_count:
         raise pa.ArrowInvalid("its pages have nulls")
     _, values, *text = column.buffers()
-    if column.type != pa.string():
+    if column.type != pa.binary():
         width = column.type.bit_width // 8
         spans = (values.address + width * column.offset, width * len(column)), (0, 0)
         is_whole = values.size >= width * (column.offset + len(column))

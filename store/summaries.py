@@ -1,7 +1,8 @@
 """The summary state: what was stored so far for each (destinationId, reference) and unit.
 
 Rows are (hi, lo, unit, count, positive, negative, first, last, lastSeq), where (hi, lo) is the hash of the pair; rows
-of several runs add up. Times are microseconds since the epoch.
+of several runs add up. Times are microseconds since the epoch. Runs hold all but the hash in few bytes
+(`store.packed`), and are merged so.
 """
 
 from __future__ import annotations
@@ -17,32 +18,24 @@ from store import kernels
 from store.arrays import I64, U64
 from store.codes import changed
 from store.hashing_rows import halves
+from store.packed import NUMBERS, packed, unpacked
 from store.plain import units_of
 from store.runs import Run
-from store.schema import SCALE
-from store.search import search
+from store.search import Found, search
 from store.sums import from_limbs, group_sums, limbs
 from store.whole import whole
 
-__all__ = ["SUMMARY_SCHEMA", "Summary", "added_up", "find", "find_each", "of_records"]
+__all__ = ["SUMMARY_RUN", "SUMMARY_SCHEMA", "Summary", "find", "find_each", "in_columns", "merged", "of_records"]
 
-_DECIMAL = pa.decimal128(38, SCALE)
-_ZERO = pa.scalar("0").cast(_DECIMAL)
+_ZERO = pa.scalar("0").cast(NUMBERS["positive"])
 
-SUMMARY_SCHEMA = pa.schema(
-    [
-        ("hi", pa.uint64()),
-        ("lo", pa.uint64()),
-        ("unit", pa.string()),
-        ("count", pa.int64()),
-        ("positive", _DECIMAL),
-        ("negative", _DECIMAL),
-        ("first", pa.int64()),
-        ("last", pa.int64()),
-        ("lastSeq", pa.int64()),
-    ]
-)
+_HASH = [("hi", pa.uint64()), ("lo", pa.uint64())]
 
+SUMMARY_SCHEMA = pa.schema([*_HASH, ("unit", pa.string()), *NUMBERS.items()])
+"""What is worked with."""
+
+SUMMARY_RUN = pa.schema([*_HASH, ("summary", pa.binary())])
+"""What runs hold."""
 
 _LIMIT = 10**38
 _LATEST = (1 << 63) - 1
@@ -102,11 +95,34 @@ def of_records(hi: U64, lo: U64, stored: pa.Table) -> Run:
         ],
         schema=SUMMARY_SCHEMA,
     )
-    return Run([added_up(rows)])
+    return Run([_in_run(_added_up(rows))])
 
 
-def added_up(rows: pa.RecordBatch) -> pa.RecordBatch:
-    """The rows sorted by hi, lo, unit, those of the same three added up (what `merge_ranges` combines them with)."""
+def merged(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows of runs sorted by hi, lo, unit, those of the same three added up: only they are unpacked."""
+    order = kernels.argsort(rows.column("hi").to_numpy())
+    new = np.append(changed(rows.column("hi").to_numpy()[order]), True)
+    is_alone = new[1:] & new[:-1]
+    if not is_alone.all():
+        sums = _in_run(_added_up(in_columns(rows.take(pa.array(order[~is_alone])))))
+        rows = pa.concat_batches([rows.take(pa.array(order[is_alone])), sums])
+        order = kernels.argsort(rows.column("hi").to_numpy())
+    return rows.take(pa.array(order))
+
+
+def in_columns(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows of a run (`SUMMARY_RUN`) as `SUMMARY_SCHEMA`."""
+    unit, numbers = unpacked(rows.column("summary"))
+    return pa.record_batch([rows.column("hi"), rows.column("lo"), unit, *numbers], schema=SUMMARY_SCHEMA)
+
+
+def _in_run(rows: pa.RecordBatch) -> pa.RecordBatch:
+    hi, lo, unit, *numbers = rows.columns
+    return pa.record_batch([hi, lo, packed(unit, numbers)], schema=SUMMARY_RUN)
+
+
+def _added_up(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """The rows sorted by hi, lo, unit, those of the same three added up."""
     if rows.num_rows == 0:
         return rows
     order, starts = _groups(rows)
@@ -170,9 +186,9 @@ def find(runs: Sequence[Run], hi: U64, lo: U64) -> tuple[I64, pa.RecordBatch]:
         return found.needle, _nothing()
     # the position takes the place of the hash, so that rows are added up by it
     hashes = found.needle.view(np.uint64), np.zeros(len(found), dtype=np.uint64)
-    rows = pa.record_batch([*hashes, *map(found.column, SUMMARY_SCHEMA.names[2:])], schema=SUMMARY_SCHEMA)
+    rows = pa.record_batch([*hashes, *_columns(found)], schema=SUMMARY_SCHEMA)
     if (found.needle[1:] == found.needle[:-1]).any():
-        rows = added_up(rows)
+        rows = _added_up(rows)
     return rows.column("hi").to_numpy().astype(np.int64), rows
 
 
@@ -185,11 +201,17 @@ def find_each(runs: Sequence[Run], keys: Collection[int], limit: int) -> dict[in
         return None
     summaries: dict[int, Summary] = {}
     if len(found):
-        columns = [found.column(name).to_pylist() for name in SUMMARY_SCHEMA.names[2:]]
+        columns = [column.to_pylist() for column in _columns(found)]
         for needle, unit, count, positive, negative, *rest in zip(found.needle.tolist(), *columns, strict=True):
             summary = summaries.setdefault(ordered[needle], Summary())
             summary.add(unit, count, units_of(positive), units_of(negative), *rest)
     return summaries
+
+
+def _columns(found: Found) -> list[pa.Array]:
+    """Of what was found in runs: those of `SUMMARY_SCHEMA` behind the hash."""
+    unit, numbers = unpacked(found.column("summary"))
+    return [unit, *numbers]
 
 
 def _nothing() -> pa.RecordBatch:

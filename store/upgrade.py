@@ -30,11 +30,12 @@ _SMALL = (IDENTITY_FILE, "internal/journal/*.journal", "internal/catalog.sqlite*
 def _nothing_stored(disk: Disk, root: Path) -> None:
     """What is new is derived, but an oncelake that does not know it must not open the directory.
 
-    Format 2 has rollups and compactions, format 3 has filters in runs (those without them are searched without).
+    Format 2 has rollups and compactions, format 3 has filters in runs (those without them are searched without), format
+    4 has summaries in few bytes (runs without them are made anew).
     """
 
 
-_STEPS: dict[int, Callable[[Disk, Path], None]] = {1: _nothing_stored, 2: _nothing_stored}
+_STEPS: dict[int, Callable[[Disk, Path], None]] = dict.fromkeys(range(1, FORMAT_VERSION), _nothing_stored)
 """By the format that a step begins with."""
 
 

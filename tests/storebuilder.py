@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,7 @@ SEED = bytes(range(16))
 START_US = 1_709_251_200_000_000  # 2024-03-01T00:00:00Z
 
 INDEX = pa.schema([(name, pa.uint64()) for name in ("hi", "lo", "word", "fp")])
-SUMMARIES = pa.schema(
-    [
-        ("hi", pa.uint64()),
-        ("lo", pa.uint64()),
-        ("unit", pa.string()),
-        ("count", pa.int64()),
-        ("positive", pa.decimal128(38, 9)),
-        ("negative", pa.decimal128(38, 9)),
-        ("first", pa.int64()),
-        ("last", pa.int64()),
-        ("lastSeq", pa.int64()),
-    ]
-)
+SUMMARIES = pa.schema([("hi", pa.uint64()), ("lo", pa.uint64()), ("summary", pa.binary())])
 ROLLUPS = pa.schema(
     [
         ("hour", pa.int64()),
@@ -67,6 +56,32 @@ def filter_of(rows: list[tuple[Any, ...]]) -> bytes:
         for shift in (0, 6, 12, 18):
             words[min(even // 8, len(words) - 1)] |= 1 << (lo >> shift & 63)
     return struct.pack(f"<{len(words)}Q", *words).ljust(len(rows), b"\0")
+
+
+def packed(unit: str, count: int, positive: Decimal, negative: Decimal, first: int, last: int, last_seq: int) -> bytes:
+    """What a run holds of a summary (docs/formats.md, "Summary runs")."""
+    units = [int(Fraction(value) * 10**9) for value in (positive, negative)]
+    sums = [2 * value if value >= 0 else -2 * value - 1 for value in units]
+    numbers = [count, *sums, first, last - first, last_seq]
+    sizes = [-(-number.bit_length() // 8) for number in numbers]
+    sizes = [16 if size == 15 else size for size in sizes]
+    said = [min(size, 15) for size in sizes]
+    header = bytes([len(unit.encode()), *(said[at] | said[at + 1] << 4 for at in (0, 2, 4))])
+    return header + b"".join(map(int.to_bytes, numbers, sizes, ["little"] * 6)) + unit.encode()
+
+
+def unpacked(row: bytes) -> tuple[str, int, Decimal, Decimal, int, int, int]:
+    """The same, read."""
+    said = [half for byte in row[1:4] for half in (byte & 15, byte >> 4)]
+    numbers, at = [], 4
+    for size in said:
+        end = at + (16 if size == 15 else size)
+        numbers.append(int.from_bytes(row[at:end], "little"))
+        at = end
+    count, *sums, first, span, last_seq = numbers
+    positive, negative = (Decimal(f"{value // 2 if value % 2 == 0 else -(value // 2) - 1}E-9") for value in sums)
+    assert len(row) == at + row[0]
+    return row[at:].decode(), count, positive, negative, first, first + span, last_seq
 
 
 def sample(number: int) -> tuple[Any, ...]:
@@ -117,8 +132,8 @@ class StoreBuilder:
         (self.root / "internal/rollups").mkdir()
         (self.root / "records").mkdir()
         self.hasher = Hasher(SEED, self.hash_bits)
-        identity = {"format": 2, "storeId": "0" * 32, "seed": SEED.hex(), "hashBits": self.hash_bits}
-        identity["sum"] = checksum(f"2 {'0' * 32} {SEED.hex()} {self.hash_bits}".encode())
+        identity = {"format": 4, "storeId": "0" * 32, "seed": SEED.hex(), "hashBits": self.hash_bits}
+        identity["sum"] = checksum(f"4 {'0' * 32} {SEED.hex()} {self.hash_bits}".encode())
         (self.root / "oncelake.json").write_bytes(compact(identity))
         self.journal = self.root / "internal/journal/0000000000.journal"
         checkpoint: dict[str, list[Any]] = {"segments": [], "rules": [], "inputs": [], "files": []}
@@ -301,7 +316,7 @@ class StoreBuilder:
             total[0] += 1
             total[1 if type_ == "positive" else 2] += value
             total[3:] = [min(total[3], time), max(total[4], time), stored.seq]
-        return [(hi, lo, unit.decode(), *sums[hi, lo, unit]) for hi, lo, unit in sorted(sums)]
+        return [(hi, lo, packed(unit.decode(), *sums[hi, lo, unit])) for hi, lo, unit in sorted(sums)]
 
     def rollup_rows(self, members: list[Stored]) -> list[tuple[Any, ...]]:
         """The rollup rows of these records, sorted."""

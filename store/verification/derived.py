@@ -18,7 +18,7 @@ from store.hashing import Hasher
 from store.limits import DAY_US
 from store.messages_sql import SUMMARIES_OF_RECORDS
 from store.verification.report import Findings
-from store.verification.runs import OpenRun, batches_of, check_facts
+from store.verification.runs import OpenRun, batches_of, check_facts, summaries_of
 from store.whole import whole
 
 __all__ = ["Derived"]
@@ -142,7 +142,7 @@ class Derived:
             row = 0
             seqs: list[I64] = []
             last: tuple[int, int, bytes] | None = None
-            for batch in batches_of(run, self._findings):
+            for batch in summaries_of(run, self._findings):
                 if batch.num_rows:
                     last = self._check_summary_order(run, row, last, batch)
                     seqs.append(batch.column("lastSeq").to_numpy())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,24 +12,15 @@ import xxhash
 
 from store.arrays import I64
 from store.verification.catalog import RunRow
+from store.verification.packed import SUMMARY, in_columns
 from store.verification.report import Findings, VanishedError
 
-__all__ = ["KINDS", "OpenRun", "batches_of", "check_facts", "open_runs"]
+__all__ = ["KINDS", "OpenRun", "batches_of", "check_facts", "open_runs", "summaries_of"]
 
 _DECIMAL = pa.decimal128(38, 9)
 _SCHEMAS = {
     "index": [(name, pa.uint64()) for name in ("hi", "lo", "word", "fp")],
-    "summaries": [
-        ("hi", pa.uint64()),
-        ("lo", pa.uint64()),
-        ("unit", pa.string()),
-        ("count", pa.int64()),
-        ("positive", _DECIMAL),
-        ("negative", _DECIMAL),
-        ("first", pa.int64()),
-        ("last", pa.int64()),
-        ("lastSeq", pa.int64()),
-    ],
+    "summaries": [("hi", pa.uint64()), ("lo", pa.uint64()), ("summary", pa.binary())],
     "rollups": [
         ("hour", pa.int64()),
         ("destinationId", pa.string()),
@@ -40,6 +31,9 @@ _SCHEMAS = {
         ("negative", _DECIMAL),
     ],
 }
+
+_BEFORE = {"summaries": [SUMMARY]}
+"""What a store of an older format has, which is made anew when it is upgraded."""
 
 _FILTER = ("filter", pa.uint8())
 _FILTER_SHIFTS = (0, 6, 12, 18)
@@ -80,7 +74,8 @@ def batches_of(run: OpenRun, findings: Findings) -> list[pa.RecordBatch]:
         reader = pa.ipc.open_file(run.data)
         found = [(field.name, field.type) for field in reader.schema]
         has_filter = run.row.kind != "rollups" and found[-1:] == [_FILTER]
-        if found[: -1 if has_filter else None] != _SCHEMAS[run.row.kind]:
+        columns = found[: -1 if has_filter else None]
+        if columns not in (_SCHEMAS[run.row.kind], *_BEFORE.get(run.row.kind, ())):
             raise pa.ArrowInvalid(f"its columns are {found}")
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         for number, batch in enumerate(batches):
@@ -93,7 +88,19 @@ def batches_of(run: OpenRun, findings: Findings) -> list[pa.RecordBatch]:
     except (OSError, pa.ArrowException) as error:
         findings.add(KINDS[run.row.kind], run.row.name, f"cannot be read: {error}")
         return []
-    return [batch.select([name for name, _ in _SCHEMAS[run.row.kind]]) for batch in batches]
+    return [batch.select([name for name, _ in columns]) for batch in batches]
+
+
+def summaries_of(run: OpenRun, findings: Findings) -> Iterator[pa.RecordBatch]:
+    """The pages of a run of summaries in columns, up to the first that cannot be read."""
+    for number, page in enumerate(batches_of(run, findings)):
+        try:
+            columns = in_columns(page) if "summary" in page.schema.names else page
+            columns.validate(full=True)
+        except pa.ArrowException as error:
+            findings.add(KINDS[run.row.kind], run.row.name, f"page {number} cannot be read: {error}")
+            return
+        yield columns
 
 
 def _kept_out(page: pa.RecordBatch) -> int:

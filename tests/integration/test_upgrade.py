@@ -1,8 +1,8 @@
 """Upgrades: a data directory that an older oncelake wrote, opened by this one.
 
 `tests/data/format-1.tar.gz` was written by the code of the commit before rollups, `format-2.tar.gz` by the one before
-filters in runs: five flushes, merged runs, records that only the log holds, dead letters, a finished file; beside it
-what it answered then.
+filters in runs, `format-3.tar.gz` by the one before packed summaries: five flushes, merged runs, records that only the
+log holds, dead letters, a finished file; beside it what it answered then.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def test_an_upgrade_may_end_anywhere(root: Path, told: dict[str, Any]) -> None:
     assert_serves(root, told)
 
 
-@pytest.mark.parametrize("changed", [("3", "0"), ("3", "1"), ("3", "2"), ("3", "-1")])
+@pytest.mark.parametrize("changed", [("4", "0"), ("4", "1"), ("4", "2"), ("4", "3"), ("4", "-1")])
 def test_a_format_that_never_was_is_damage(tmp_path: Path, changed: tuple[str, str]) -> None:
     """It is named, by a start and by `verify`; an older number would skip the checksum."""
     lake = Lake(tmp_path / "data")
@@ -154,8 +154,8 @@ def test_a_format_that_never_was_is_damage(tmp_path: Path, changed: tuple[str, s
 def test_a_newer_format_is_refused_and_nothing_is_changed(root: Path, version: int) -> None:
     """With what it knows, and what to do."""
     path = root / "oncelake.json"
-    path.write_text(path.read_text().replace(f'"format": {version}', '"format": 4'))
+    path.write_text(path.read_text().replace(f'"format": {version}', '"format": 5'))
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != "lock"}
-    with pytest.raises(StoreVersionError, match="knows formats up to 3"):
+    with pytest.raises(StoreVersionError, match="knows formats up to 4"):
         Lake(root)
     assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and path.name != "lock"} == before

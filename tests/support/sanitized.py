@@ -5,6 +5,7 @@ Prints how many lines were decoded. A byte read or written outside of a buffer e
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from decimal import Decimal
@@ -16,6 +17,7 @@ import pyarrow as pa
 from store import kernels
 from store.canonical import render_records
 from store.hashing import Hasher
+from store.packed import NUMBERS, packed, unpacked
 from store.runs import Run
 from store.search import search
 
@@ -45,6 +47,23 @@ def _each(lines: list[bytes]) -> pa.RecordBatch:
     assert found is not None
     assert found[0].num_rows == np.count_nonzero(found[1])
     return found[0]
+
+
+def _summaries(draw: np.random.Generator) -> None:
+    """Numbers of every width, packed and unpacked; and with every byte another one."""
+    numbers = [pa.array(draw.integers(0, 1 << 63, 500) >> draw.integers(0, 63, 500)) for _ in range(4)]
+    sums = [pa.array([Decimal(int(part) ** 2).scaleb(-9) for part in column.to_pylist()]) for column in numbers[:2]]
+    sums = [column.cast(NUMBERS["positive"]) for column in sums]
+    columns = [numbers[0], *sums, *numbers[1:]]
+    units = pa.array(["€" * (row % 33) for row in range(500)])
+    found = packed(units, columns)
+    assert unpacked(found) == (units, columns)
+    for row in range(40):
+        text = found[row].as_py()
+        for at in range(4):
+            for byte in (0, 1, 7, 8, 9, 15, 16, 0x8F, 0xF0, 0xFF):
+                with contextlib.suppress(pa.ArrowInvalid):
+                    unpacked(pa.array([text[:at] + bytes([byte]) + text[at + 1 :]]))
 
 
 def main() -> None:
@@ -78,11 +97,12 @@ def main() -> None:
         found = search([run, run], asked, asked)
         assert len(found) >= 2 * size
         assert found.numbers("lo").tolist() == asked[found.needle].tolist()
-    texts = pa.array(["a" * (number % 70) for number in range(1_000)])
+    texts = pa.array([b"a" * (number % 70) for number in range(1_000)])
     rows_of = pa.record_batch([np.arange(1_000, dtype=np.uint64)] * 2 + [texts], names=["hi", "lo", "text"])
     pages = Run([rows_of.slice(begin, 100) for begin in range(0, 1_000, 100)])
     found = search([pages], np.arange(1_000, dtype=np.uint64), np.arange(1_000, dtype=np.uint64)).in_order()
     assert found.column("text").equals(texts)
+    _summaries(draw)
     kernels.taken(pa.Table.from_batches([records]), draw.permutation(rows))
     print(len(lines))  # noqa: T201
 

@@ -20,9 +20,10 @@ from store.arrays import U64
 from store.files import Disk
 from store.flush import write_run
 from store.index import INDEX_SCHEMA, entries, find, sorted_entries
+from store.packed import NUMBERS, packed
 from store.runs import Run, filter_of, map_run, merge_ranges
 from store.search import search
-from store.summaries import SUMMARY_SCHEMA, added_up
+from store.summaries import SUMMARY_RUN, merged
 from tests import storebuilder
 from tests.support.waiting import until
 
@@ -154,7 +155,7 @@ def test_a_file_that_is_read_into_memory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(pa.ArrowInvalid, match="do not lie in the file"):
         map_run(tmp_path / "run", "run", INDEX_SCHEMA)
     with pytest.raises(pa.ArrowInvalid, match="its columns are hi uint64, lo uint64, word uint64, fp uint64"):
-        map_run(tmp_path / "run", "run", SUMMARY_SCHEMA)
+        map_run(tmp_path / "run", "run", SUMMARY_RUN)
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
@@ -243,11 +244,11 @@ def test_rows_of_many_pages_are_those_that_arrow_takes(
     for seed in range(5):
         chance = np.random.Generator(np.random.Philox(seed))
         given = [summaries_of(count, chance) for count in (3_000, 5_000, 10)]
-        pages = merge_ranges([Run([given[0]])], added_up)
+        pages = merge_ranges([Run([given[0]])], merged)
         write_run(Disk(fsync=False), tmp_path / "run", "summaries", "run", pages, (0, 0))
         several = [
             Run([]),
-            map_run(tmp_path / "run", "run", SUMMARY_SCHEMA),
+            map_run(tmp_path / "run", "run", SUMMARY_RUN),
             *(Run([rows.slice(1)]) for rows in given[1:]),
         ]
         assert len(several[1].pages) > 20
@@ -257,7 +258,7 @@ def test_rows_of_many_pages_are_those_that_arrow_takes(
         hi, lo = (keys.column(name).to_numpy() for name in ("hi", "lo"))
         found = search(several, hi, lo).in_order()
         assert found.needle.tolist() == list(range(asked))
-        for name in SUMMARY_SCHEMA.names:
+        for name in SUMMARY_RUN.names:
             column = found.column(name)
             column.validate(full=True)
             assert column.equals(keys.column(name).chunk(0))
@@ -268,15 +269,15 @@ def test_a_damaged_run_is_an_error_and_no_other_memory(tmp_path: Path) -> None:
     rows = summaries_of(100, np.random.Generator(np.random.Philox(1)))
     write_run(Disk(fsync=False), tmp_path / "run", "summaries", "run", [rows], (0, 0))
     data = bytearray((tmp_path / "run").read_bytes())
-    offsets = np.frombuffer(rows.column("unit").buffers()[1], np.int32)[:101].tobytes()
+    offsets = np.frombuffer(rows.column("summary").buffers()[1], np.int32)[:101].tobytes()
     at = data.index(offsets)
     for damage in (1 << 30, -5):
         data[at + 200 : at + 204] = np.int32(damage).tobytes()
         (tmp_path / "run").write_bytes(data)
-        run = map_run(tmp_path / "run", "run", SUMMARY_SCHEMA)
+        run = map_run(tmp_path / "run", "run", SUMMARY_RUN)
         hi, lo = (rows.column(name).to_numpy() for name in ("hi", "lo"))
         with pytest.raises(pa.ArrowInvalid, match="do not lie where its offsets say"):
-            search([run], hi, lo).column("unit")
+            search([run], hi, lo).column("summary")
 
 
 def summaries_of(count: int, chance: np.random.Generator) -> pa.RecordBatch:
@@ -287,6 +288,6 @@ def summaries_of(count: int, chance: np.random.Generator) -> pa.RecordBatch:
     units = [("kg", "€", "𝄞" * 3, "a unit that is long")[number % 4] for number in digits]
     times = chance.integers(-(1 << 60), 1 << 60, count)
     counts = chance.integers(1, 1 << 62, count)
-    columns = [hi, hi ^ np.uint64(5), units, counts, sums.cast(SUMMARY_SCHEMA.field("positive").type)]
-    columns += [columns[-1].take(pa.array(np.arange(count)[::-1])), times, times + 1, counts + 1]
-    return pa.record_batch(columns, schema=SUMMARY_SCHEMA)
+    positive = sums.cast(NUMBERS["positive"])
+    numbers = [pa.array(counts), positive, positive[::-1], *map(pa.array, (times, times + 1, counts + 1))]
+    return pa.record_batch([hi, hi ^ np.uint64(5), packed(pa.array(units), numbers)], schema=SUMMARY_RUN)

@@ -26,7 +26,7 @@ from store.journal import Rules
 from store.plain import record_text, time_text, units_of, units_text
 from store.schema import TIME_MAX_US
 from store.store import Store
-from store.summaries import SUMMARY_SCHEMA
+from store.summaries import SUMMARY_SCHEMA, in_columns
 from tests.support.direct import Direct, assert_holds, batch_of, open_store, record_of, single, weaken
 from tests.support.model import Canonical, Model
 
@@ -121,7 +121,7 @@ def _kept(store: Store) -> Any:
         known.append(found and found.to_pylist())
     view = store.settle()
     summaries = [run for hot in (view.active, view.frozen) for run in hot.summaries] + list(view.summaries)
-    tables = [pa.Table.from_batches(run.pages, SUMMARY_SCHEMA) for run in summaries]
+    tables = [pa.Table.from_batches(map(in_columns, run.pages), SUMMARY_SCHEMA) for run in summaries]
     told = pa.concat_tables([SUMMARY_SCHEMA.empty_table(), *tables])
     keys = ["hi", "lo", "unit"]
     sums = told.group_by(keys).aggregate([(name, "sum") for name in ("count", "positive", "negative")])

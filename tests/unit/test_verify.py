@@ -13,7 +13,7 @@ import pytest
 
 from store.schema import STORED
 from store.verify import Difference, Report, verify
-from tests.storebuilder import DAY_US, SCHEMAS, START_US, StoreBuilder, build, checksum, sample
+from tests.storebuilder import DAY_US, SCHEMAS, START_US, StoreBuilder, build, checksum, packed, sample, unpacked
 
 NOTIFICATIONS = "outbox/notifications/00000000000000000001.jsonl"
 ALERTS = "outbox/alerts/00000000000000000001.jsonl"
@@ -364,17 +364,44 @@ def test_missing_and_double_index_entries_are_found(store: StoreBuilder) -> None
     assert any("not above" in d.message and d.file == name for d in report.differences)
 
 
-@pytest.mark.parametrize("column", range(3, 9))
-def test_a_changed_summary_is_found(store: StoreBuilder, column: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "more"), [(1, 1), (2, 1), (3, 1), (4, -(10**15)), (5, 10**15), (6, 40)], ids=lambda value: str(value)
+)
+def test_a_changed_summary_is_found(store: StoreBuilder, number: int, more: int) -> None:
     """Count, sums, times and seq each; the key is named."""
 
     def change(rows: list[list[Any]]) -> None:
-        rows[3][column] += -(10**15) if column == 6 else 10**15 if column == 7 else 40 if column == 8 else 1
+        values: list[Any] = list(unpacked(rows[3][2]))
+        values[number] += more
+        rows[3][2] = packed(*values)
 
     name = edit_run(store, "summaries", change)
     report = verify(store.root)
     assert any("destinationId" in d.message for d in report.differences if d.kind == "summary")
     assert {d.kind for d in report.differences} == {"summary"}, name
+
+
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        (b"\0\0\0", "shorter than its header"),
+        (b"\1\0\0\0", "another length than its header says"),
+        (b"\0\x09\0\0" + bytes(9), "more than eight bytes"),
+        (b"\2\0\0\0\xff\xff", "Invalid UTF8"),
+        (b"\0\0\x0f\0" + bytes(15) + b"\xff", "does not fit in precision"),
+    ],
+)
+def test_what_is_no_summary_is_found(store: StoreBuilder, damaged: bytes, message: str) -> None:
+    """With its page."""
+
+    def change(rows: list[list[Any]]) -> None:
+        rows[3][2] = damaged
+
+    name = edit_run(store, "summaries", change)
+    assert any(
+        "page 0 cannot be read" in d.message and message in d.message and d.file == name
+        for d in verify(store.root).differences
+    ), verify(store.root).differences
 
 
 @pytest.mark.parametrize("column", range(7))
