@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from store import index, rollups, summaries
 from store.catalog import RunRow
-from store.runs import Run, map_run, merge_ranges, schema_in_file, tier_to_merge, with_filter
+from store.ranges import merge_ranges, tier_to_merge
+from store.runs import Run, map_run, schema_in_file, with_filter
 
 __all__ = ["KINDS", "Kind", "opened"]
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from store.arrays import I64
 from store.codes import changes, folded, numbers, order_of, ranks
-from store.runs import TIER_RUNS
+from store.ranges import TIER_RUNS
 from store.schema import SCALE
 from store.sums import from_limbs, group_sums, limbs
 from store.whole import whole
@@ -178,7 +178,7 @@ def covering(rollups: Sequence[Rollup], seq: int) -> tuple[list[Rollup], int]:
 def adjacent_to_merge(sizes: Sequence[int]) -> int:
     """How many of the newest rollups, which have so many rows each, to merge into one now; 0 for none.
 
-    As `store.runs.tier_to_merge`, but only neighbours are merged, so that a rollup always stands for one range. Those
+    As `store.ranges.tier_to_merge`, but only neighbours are merged, so that a rollup always stands for one range. Those
     of the same hours and destinations do not grow when they are merged, so that in the end few are left.
     """
     classes = [max(size, 1).bit_length() // 2 for size in sizes]

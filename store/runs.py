@@ -7,9 +7,6 @@ mapped, not loaded: what is looked up often stays in the page cache, and memory 
 
 Each page of a file has a filter, a byte a row, which says of 28 in 29 new hashes that they are not there: a
 look-up of these reads nothing else.
-
-Runs are merged in tiers, as in an LSM tree, a range of hashes at a time, so that a merge needs the memory of a few
-pages whatever the size of the runs.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ import ctypes
 import mmap
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -33,27 +30,16 @@ from store.arrays import I64, U64
 
 __all__ = [
     "HASHES",
-    "PAGE_ROWS",
-    "RANGE_ROWS",
     "Run",
     "filter_of",
     "map_run",
     "map_written",
-    "merge_ranges",
     "schema_in_file",
-    "tier_to_merge",
     "with_filter",
 ]
 
-PAGE_ROWS = 1 << 20
-RANGE_ROWS = 1 << 17
-"""Rows that are merged at once, and become a page: they are copied some times on the way."""
-
 HASHES = 1 << 64
 """So many there are of `hi`."""
-
-TIER_RUNS = 4
-"""Runs of one size class that are left side by side before they are merged into one of the next."""
 
 
 _FILTER = pa.field("filter", pa.uint8())
@@ -312,34 +298,6 @@ def _spans(column: pa.Array) -> tuple[tuple[int, int], tuple[int, int]]:
     return spans
 
 
-def _paged(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Cut sorted rows into pages, never between equal hashes."""
-    hi = rows.column("hi").to_numpy()
-    begin = 0
-    while begin < len(hi):
-        end = min(begin + PAGE_ROWS, len(hi))
-        if end < len(hi):
-            end = max(int(np.searchsorted(hi, hi[end])), begin + 1)
-            if hi[end - 1] == hi[end]:
-                end = int(np.searchsorted(hi, hi[end], side="right"))
-        yield rows.slice(begin, end - begin)
-        begin = end
-
-
-def merge_ranges(runs: Sequence[Run], combine: Callable[[pa.RecordBatch], pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The rows of several runs as the pages of one; `combine` sorts and adds up what shares a range of hashes.
-
-    The hashes are uniform, so equal ranges hold about equally many rows. There are 2, 4, 8, … of them, so that pages
-    of large runs end at the same hashes.
-    """
-    total = sum(run.rows for run in runs)
-    step = HASHES >> max(0, -(-total // RANGE_ROWS) - 1).bit_length()
-    for low in range(0, HASHES, step):
-        pieces = [piece for run in runs for piece in run.between(low, low + step)]
-        if pieces:
-            yield from _paged(combine(pa.concat_batches(pieces)))
-
-
 def map_run(path: Path, name: str, schema: pa.Schema) -> Run:
     """A run mapped from its file; `pa.ArrowInvalid` where its columns are others, or not such as can be searched.
 
@@ -380,18 +338,3 @@ def _in_file(pages: Sequence[pa.RecordBatch], name: str, mapped: mmap.mmap) -> R
     columns.remove(_FILTER.name)
     filters = [page.column(_FILTER.name) for page in pages]
     return Run([page.select(columns) for page in pages], name, mapped, filters)
-
-
-def tier_to_merge(rows: Sequence[int]) -> list[int]:
-    """Which of the runs with these numbers of rows to merge now: the smallest full size class, or none.
-
-    A size class is a power of `TIER_RUNS`; merging a class makes one run of the next, so every row is rewritten once
-    for each class and there are at most `TIER_RUNS` - 1 runs of each.
-    """
-    classes: dict[int, list[int]] = {}
-    for index, count in enumerate(rows):
-        classes.setdefault(max(count, 1).bit_length() // 2, []).append(index)
-    for size in sorted(classes):
-        if len(classes[size]) >= TIER_RUNS:
-            return classes[size]
-    return []

@@ -22,7 +22,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from outbox.messages import Previous, SingleUnit, notification_lines, previous_of_one_unit
-from store import kernels, runs
+from store import kernels, ranges, runs
 from store.canonical import render_records
 from store.fresh import columns_of
 from store.hashing import Hasher
@@ -194,10 +194,10 @@ def test_hashes_are_found_as_by_numpy(stored: list[tuple[int, int]], asked: list
         rows = search([run], hi, lo)
         return sorted(zip(rows.needle.tolist(), rows.column("row").to_pylist() if len(rows) else [], strict=True))
 
-    with tempfile.TemporaryDirectory() as folder, patch.object(runs, "PAGE_ROWS", size):
+    with tempfile.TemporaryDirectory() as folder, patch.object(ranges, "PAGE_ROWS", size):
         path = Path(folder) / "run.arrow"
         with pa.ipc.new_file(str(path), runs.schema_in_file(rows.schema)) as writer:
-            for page in runs._paged(rows):
+            for page in ranges._paged(rows):
                 writer.write_batch(runs.with_filter(page))
         run = map_run(path, "run", rows.schema)
         in_c = found(run)

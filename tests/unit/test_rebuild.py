@@ -17,8 +17,8 @@ from store.errors import CorruptionError, StoreInUseError
 from store.files import Disk
 from store.filters import Filters
 from store.kinds import KINDS
+from store.ranges import PAGE_ROWS
 from store.rebuild import rebuild
-from store.runs import PAGE_ROWS
 from store.verify import verify
 from tests.support.lake import Lake
 

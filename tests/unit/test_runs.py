@@ -15,13 +15,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from store import kernels, runs
+from store import kernels, ranges
 from store.arrays import U64
 from store.files import Disk
 from store.flush import write_run
 from store.index import INDEX_SCHEMA, entries, find, sorted_entries
 from store.packed import NUMBERS, packed
-from store.runs import Run, filter_of, map_run, merge_ranges
+from store.ranges import merge_ranges
+from store.runs import Run, filter_of, map_run
 from store.search import search
 from store.summaries import SUMMARY_RUN, merged
 from tests import storebuilder
@@ -61,7 +62,7 @@ def test_a_look_up_finds_every_row_with_the_hash_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str, asked: int
 ) -> None:
     """In one page in memory and in many of a file: the same as a dict."""
-    monkeypatch.setattr(runs, "PAGE_ROWS", 200)
+    monkeypatch.setattr(ranges, "PAGE_ROWS", 200)
     for seed in range(8):
         chance = np.random.Generator(np.random.Philox(seed))
         rows = int(chance.integers(1, 6_000))
@@ -238,7 +239,7 @@ def test_rows_of_many_pages_are_those_that_arrow_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int, *, with_c: bool
 ) -> None:
     """Every column of the summaries, each unit of another length, in an order that no page has; of several runs."""
-    monkeypatch.setattr(runs, "PAGE_ROWS", 100)
+    monkeypatch.setattr(ranges, "PAGE_ROWS", 100)
     if not with_c:
         monkeypatch.setattr(kernels, "_C", None)
     for seed in range(5):
