@@ -16,7 +16,7 @@ from bench.measure import Line, say
 from store import kernels
 from store.hashing import Hasher
 from store.index import INDEX_SCHEMA, entries, find
-from store.ranges import PAGE_RANGES, RANGE_ROWS
+from store.ranges import RANGE_ROWS
 from store.runs import Run, map_run, schema_in_file, with_filter
 
 __all__ = ["dedup"]
@@ -102,7 +102,7 @@ def _index(directory: Path, size: int, draw: np.random.Generator) -> list[Run]:
 
 
 def _pages(rows: int, draw: np.random.Generator) -> Iterator[pa.RecordBatch]:
-    pages = -(-rows // (PAGE_RANGES * RANGE_ROWS))
+    pages = -(-rows // RANGE_ROWS)
     for page in range(pages):
         count = rows // pages
         low, high = (1 << 64) * page // pages, (1 << 64) * (page + 1) // pages - 1

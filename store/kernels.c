@@ -37,7 +37,7 @@ typedef struct {
 static i128 decimal_at(const u64 *words, i64 row) { return (i128)((u128)words[2 * row + 1] << 64 | words[2 * row]); }
 
 /* One more with every change of what a function takes or does: what was built of another version is not used. */
-i32 kernels_version(void) { return 8; }
+i32 kernels_version(void) { return 9; }
 
 /* ---- JSON to columns ---- */
 
@@ -647,18 +647,23 @@ static i64 even_row(u64 wanted, u64 first, double density, i64 size) {
     return row < (double)size ? (i64)row : size - 1;
 }
 
-/* A filter has a bit set for each 6 bits of the lower half of a hash in one word of 64 bits: that of the eighth of its
- * even row. A page of fewer than eight hashes has no word.
+/* A filter has a word of 64 bits for four rows, and in that of the even row of a hash five bits set, each of which 6
+ * bits of its lower half say. A page of fewer than four hashes has no word.
  */
+enum { WORD_ROWS = 4 };
+
 static u64 filter_bits(u64 lo) {
-    return (u64)1 << (lo & 63) | (u64)1 << (lo >> 6 & 63) | (u64)1 << (lo >> 12 & 63) | (u64)1 << (lo >> 18 & 63);
+    return (u64)1 << (lo & 63) | (u64)1 << (lo >> 6 & 63) | (u64)1 << (lo >> 12 & 63) | (u64)1 << (lo >> 18 & 63) |
+           (u64)1 << (lo >> 24 & 63);
 }
 
-static i64 filter_word(i64 even, i64 size) { return even / 8 < size / 8 ? even / 8 : size / 8 - 1; }
+static i64 filter_word(i64 even, i64 size) {
+    return even / WORD_ROWS < size / WORD_ROWS ? even / WORD_ROWS : size / WORD_ROWS - 1;
+}
 
-/* The filter of a page: `out` has a byte a row and is zero. */
+/* The filter of a page: `out` has two bytes a row and is zero. */
 void make_filter(i64 rows, const u64 *hi, const u64 *lo, double density, u64 *out) {
-    if (rows < 8) return;
+    if (rows < WORD_ROWS) return;
     for (i64 row = 0; row < rows; row++)
         out[filter_word(even_row(hi[row], hi[0], density, rows), rows)] |= filter_bits(lo[row]);
 }
@@ -681,7 +686,7 @@ static i64 sieve(i64 needles, const u64 *hi, const u64 *lo, const Run *run, u64 
             while (page + 1 < run->pages && run->first[page + 1] <= hi[begin + at]) page++;
             u64 first = run->first[page], last = page + 1 < run->pages ? run->first[page + 1] - 1 : ~(u64)0;
             i64 size = run->size[page];
-            const u64 *filter = size < 8 ? NULL : run->filter[page];
+            const u64 *filter = size < WORD_ROWS ? NULL : run->filter[page];
             double density = run->density[page];
             for (; at < many && hi[begin + at] <= last; at++) {
                 word[at] = filter ? filter + filter_word(even_row(hi[begin + at], first, density, size), size) : &every;

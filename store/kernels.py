@@ -56,7 +56,7 @@ _PACKED_BYTES = 80
 _LINE_GUESS = 64
 """Bytes of a line, or more: a text of shorter ones has more than there is room for, and is read twice."""
 
-_VERSION = 8
+_VERSION = 9
 """One more with every change of the C, where it stands too: what was built of another one is not loaded."""
 
 _CONTROL = -1
@@ -264,7 +264,7 @@ class Searched(ctypes.Structure):
         size: I64,
         first: U64,
         density: npt.NDArray[np.float64],
-        filters: Sequence[npt.NDArray[np.uint8]],
+        filters: Sequence[npt.NDArray[np.uint16]],
     ) -> None:
         filter_at = np.array([each.ctypes.data for each in filters], np.int64) if filters else None
         arrays = (hi, lo, size, first, density, filter_at)
@@ -273,11 +273,11 @@ class Searched(ctypes.Structure):
         super().__init__(hi_at, lo_at, len(size), *rest)
 
 
-def filter_of(hi: U64, lo: U64, density: float) -> npt.NDArray[np.uint8] | None:
-    """The filter of a page with these hashes, which ascend: a byte for each (docs/formats.md, "Index runs")."""
+def filter_of(hi: U64, lo: U64, density: float) -> npt.NDArray[np.uint16] | None:
+    """The filter of a page with these hashes, which ascend: two bytes for each (docs/formats.md, "Index runs")."""
     if _C is None:
         return None
-    found = np.zeros(len(hi), np.uint8)
+    found = np.zeros(len(hi), np.uint16)
     hi, lo = np.ascontiguousarray(hi, np.uint64), np.ascontiguousarray(lo, np.uint64)
     _C.make_filter(ctypes.c_int64(len(hi)), at(hi), at(lo), ctypes.c_double(density), at(found))
     return found

@@ -33,9 +33,11 @@ class Kind:
 
 def opened(root: Path, row: RunRow) -> Any:
     """A run that was just written, read once: commits that look into it do not wait for its pages."""
-    run = KINDS[row.kind].map(root / row.name, row)
+    path = root / row.name
+    run = KINDS[row.kind].map(path, row)
     if isinstance(run, Run):
         run.touch()
+        run.gather_filters(path.parent)
     return run
 
 

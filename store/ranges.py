@@ -12,15 +12,11 @@ import pyarrow as pa
 
 from store.runs import HASHES, Run
 
-__all__ = ["PAGE_RANGES", "PAGE_ROWS", "RANGE_ROWS", "TIER_RUNS", "merge_ranges", "tier_to_merge"]
+__all__ = ["PAGE_ROWS", "RANGE_ROWS", "TIER_RUNS", "merge_ranges", "tier_to_merge"]
 
 PAGE_ROWS = 1 << 20
 RANGE_ROWS = 1 << 17
-"""Rows that are merged at once: they are copied some times on the way."""
-
-PAGE_RANGES = 4
-"""So many of them become a page. A look-up of a new hash reads the filter of its page: the fewer pages, the nearer in
-memory are all filters."""
+"""Rows that are merged at once, and become a page: they are copied some times on the way."""
 
 TIER_RUNS = 4
 """Runs of one size class that are left side by side before they are merged into one of the next."""
@@ -33,16 +29,11 @@ def merge_ranges(runs: Sequence[Run], combine: Callable[[pa.RecordBatch], pa.Rec
     of large runs end at the same hashes.
     """
     total = sum(run.rows for run in runs)
-    ranges = 1 << max(0, -(-total // RANGE_ROWS) - 1).bit_length()
-    step = HASHES // ranges
-    for first in range(0, ranges, PAGE_RANGES):
-        page = []
-        for low in range(first * step, min(first + PAGE_RANGES, ranges) * step, step):
-            pieces = [piece for run in runs for piece in run.between(low, low + step)]
-            if pieces:
-                page.append(combine(pa.concat_batches(pieces)))
-        if page:
-            yield from _paged(pa.concat_batches(page))
+    step = HASHES >> max(0, -(-total // RANGE_ROWS) - 1).bit_length()
+    for low in range(0, HASHES, step):
+        pieces = [piece for run in runs for piece in run.between(low, low + step)]
+        if pieces:
+            yield from _paged(combine(pa.concat_batches(pieces)))
 
 
 def _paged(rows: pa.RecordBatch) -> Iterator[pa.RecordBatch]:

@@ -5,7 +5,7 @@ hash over all of them; equal hashes never lie on two pages. In a file it is an u
 mapped, not loaded: what is looked up often stays in the page cache, and memory does not grow with what is stored.
 `store.search` looks into them.
 
-Each page of a file has a filter, a byte a row, which says of 28 in 29 new hashes that they are not there: a
+Each page of a file has a filter, two bytes a row, which says of 229 in 230 new hashes that they are not there: a
 look-up of these reads nothing else.
 """
 
@@ -16,6 +16,7 @@ import ctypes
 import mmap
 import os
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +43,10 @@ HASHES = 1 << 64
 """So many there are of `hi`."""
 
 
-_FILTER = pa.field("filter", pa.uint8())
+_FILTER = pa.field("filter", pa.uint16())
+
+_OLD_FILTER = pa.field("filter", pa.uint8())
+"""Of format 3: another filter, which is not asked."""
 
 _MADV_POPULATE_READ = 22
 """Of Linux, from 5.14 on."""
@@ -54,6 +58,9 @@ _LIBRARY = ctypes.CDLL(None)
 
 _MAGIC_BYTES = 8
 """Before the first message of an Arrow file."""
+
+_WORD_ROWS = 4
+"""Rows that share a word of a filter."""
 
 _FILTERED_ROWS = 4_096
 """A run in memory of so many rows has a filter: fewer are sought as fast."""
@@ -176,6 +183,27 @@ class Run:
         begin, end = begins[self._page_from(low)], begins[self._page_from(high)]
         return np.frombuffer(self._mapped, np.uint8)[begin:end]
 
+    def gather_filters(self, directory: Path) -> None:
+        """Copy the filters of its pages next to each other, into a file without a name in this directory.
+
+        Each lies a page from the next one, and a look-up of a thousand new hashes reads hundreds of them. Where there
+        is no room they are read where they are.
+        """
+        if self._mapped is None or len(self._filters) < 2:
+            return
+        begins = []
+        with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=directory) as file:
+            for filter_ in self._filters:
+                begins.append(file.tell())
+                file.write(np.append(filter_, np.zeros(-len(filter_) % _WORD_ROWS, np.uint16)).data)
+            file.flush()
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            gathered = np.frombuffer(mapped, np.uint16)
+            self._advise(_MADV_POPULATE_READ, gathered)
+            pairs = zip(begins, self._filters, strict=True)
+            self._filters = [gathered[begin // 2 :][: len(filter_)] for begin, filter_ in pairs]
+            self.__dict__.pop("searched", None)
+
     def ask_ahead(self) -> None:
         """Let the system begin to read what every look-up needs of a mapped run: filters, and the ends of its pages.
 
@@ -185,9 +213,10 @@ class Run:
             self._advise(mmap.MADV_WILLNEED, part)
 
     def wait_for_ends(self) -> None:
-        """Wait for the ends of its pages, without the interpreter."""
+        """Wait for the ends of its pages, without the interpreter, and work out what is known by them."""
         for part in self._ends():
             self._advise(_MADV_POPULATE_READ, part)
+        _ = self.searched
 
     def read_through(self) -> Self:
         """It is read from its beginning to its end."""
@@ -253,18 +282,18 @@ def _density(hi: U64) -> float:
     return len(hi) / max(float(hi[-1] - hi[0]), 1.0)
 
 
-def filter_of(hi: U64, lo: U64) -> npt.NDArray[np.uint8]:
-    """The filter of a page with these hashes, a byte each: bits of `lo` in a word that `hi` says (docs/formats.md)."""
+def filter_of(hi: U64, lo: U64) -> npt.NDArray[np.uint16]:
+    """The filter of a page with these hashes, two bytes each (docs/formats.md): bits of `lo`, in a word by `hi`."""
     found = kernels.filter_of(hi, lo, _density(hi))
     if found is None:
-        words = len(hi) // 8
+        words = len(hi) // _WORD_ROWS
         even = np.minimum((hi - hi[0]).astype(np.float64) * _density(hi), len(hi) - 1).astype(np.int64)
-        word = np.minimum(even // 8, words - 1)
+        word = np.minimum(even // _WORD_ROWS, words - 1)
         flags = np.zeros((words, 64), np.bool_)
-        for shift in (0, 6, 12, 18) if words else ():
+        for shift in (0, 6, 12, 18, 24) if words else ():
             flags[word, lo >> np.uint64(shift) & np.uint64(63)] = True
-        found = np.zeros(len(hi), np.uint8)
-        found[: 8 * words] = np.packbits(flags, bitorder="little")
+        found = np.zeros(len(hi), np.uint16)
+        found[: _WORD_ROWS * words] = np.packbits(flags, bitorder="little").view(np.uint16)
     return found
 
 
@@ -301,7 +330,7 @@ def _spans(column: pa.Array) -> tuple[tuple[int, int], tuple[int, int]]:
 def map_run(path: Path, name: str, schema: pa.Schema) -> Run:
     """A run mapped from its file; `pa.ArrowInvalid` where its columns are others, or not such as can be searched.
 
-    Pages that were written before there were filters have none.
+    Pages that were written before there were filters, or with other ones, have none.
     """
     with path.open("rb") as file:
         if not os.fstat(file.fileno()).st_size:
@@ -311,8 +340,7 @@ def map_run(path: Path, name: str, schema: pa.Schema) -> Run:
         _address(mapped), len(mapped), mmap.MADV_RANDOM
     )  # or the system reads all of it where it reads the beginnings of pages
     reader = pa.ipc.open_file(pa.py_buffer(mapped))
-    has_filter = reader.schema == schema_in_file(schema)
-    if reader.schema != schema and not has_filter:
+    if reader.schema not in (schema_in_file(schema), schema, schema.append(_OLD_FILTER)):
         raise pa.ArrowInvalid(f"its columns are {', '.join(f'{field.name} {field.type}' for field in reader.schema)}")
     run = _in_file([reader.get_batch(number) for number in range(reader.num_record_batches)], name, mapped)
     run.read_as_usual()
@@ -332,9 +360,6 @@ def map_written(path: Path, name: str, schema: pa.Schema, begin: int, end: int) 
 def _in_file(pages: Sequence[pa.RecordBatch], name: str, mapped: mmap.mmap) -> Run:
     """A run of pages as they stand in a file, with filters or without."""
     pages = [page for page in pages if page.num_rows]
-    columns = pages[0].schema.names if pages else []
-    if _FILTER.name not in columns:
-        return Run(pages, name, mapped)
-    columns.remove(_FILTER.name)
-    filters = [page.column(_FILTER.name) for page in pages]
+    filters = [page.column(_FILTER.name) for page in pages if _FILTER in page.schema]
+    columns = [name for name in pages[0].schema.names if name != _FILTER.name] if pages else []
     return Run([page.select(columns) for page in pages], name, mapped, filters)

@@ -396,7 +396,7 @@ class Store:
             run.ask_ahead()
         for run in runs:
             run.wait_for_ends()
-            _ = run.searched
+            run.gather_filters((self.root / run.name).parent)
 
     def keep_runs(self) -> None:
         """Told when the runs of a start have been read: what look-ups read of them is to stay in memory."""

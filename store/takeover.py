@@ -70,6 +70,7 @@ class Takeover:
         file.sync()
         new = map_written(self._path, self._name, self._schema, self._bytes, file.size)
         new.touch()
+        new.gather_filters(self._path.parent)
         self._parts.append(new)
         self._stand([*self._parts, *(run.part(high, HASHES) for run in self._old.values())])
         self._wait()

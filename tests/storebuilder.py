@@ -17,6 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
@@ -48,14 +49,14 @@ SCHEMAS = {"index": INDEX, "summaries": SUMMARIES, "rollups": ROLLUPS}
 
 def filter_of(rows: list[tuple[Any, ...]]) -> bytes:
     """The filter of a page with these rows (docs/formats.md, "Index runs")."""
-    words = [0] * (len(rows) // 8)
+    words = [0] * (len(rows) // 4)
     hashes = sorted(row[0] for row in rows)
     density = len(rows) / max(float(hashes[-1] - hashes[0]), 1.0)
     for hi, lo, *_ in rows if words else ():
         even = min(int(float(hi - hashes[0]) * density), len(rows) - 1)
-        for shift in (0, 6, 12, 18):
-            words[min(even // 8, len(words) - 1)] |= 1 << (lo >> shift & 63)
-    return struct.pack(f"<{len(words)}Q", *words).ljust(len(rows), b"\0")
+        for shift in (0, 6, 12, 18, 24):
+            words[min(even // 4, len(words) - 1)] |= 1 << (lo >> shift & 63)
+    return struct.pack(f"<{len(words)}Q", *words).ljust(2 * len(rows), b"\0")
 
 
 def packed(unit: str, count: int, positive: Decimal, negative: Decimal, first: int, last: int, last_seq: int) -> bytes:
@@ -346,7 +347,7 @@ class StoreBuilder:
         """A run with these rows, entered in the catalog."""
         table = pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)
         if kind != "rollups":
-            table = table.append_column("filter", pa.array(filter_of(rows), pa.uint8()))
+            table = table.append_column("filter", pa.array(np.frombuffer(filter_of(rows), np.uint16)))
         with pa.OSFile(str(self.root / name), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
         data = (self.root / name).read_bytes()

@@ -35,8 +35,11 @@ _SCHEMAS = {
 _BEFORE = {"summaries": [SUMMARY]}
 """What a store of an older format has, which is made anew when it is upgraded."""
 
-_FILTER = ("filter", pa.uint8())
-_FILTER_SHIFTS = (0, 6, 12, 18)
+_FILTER = ("filter", pa.uint16())
+_OLD_FILTER = ("filter", pa.uint8())
+"""Of format 3, which nobody asks any more."""
+
+_FILTER_SHIFTS = (0, 6, 12, 18, 24)
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def batches_of(run: OpenRun, findings: Findings) -> list[pa.RecordBatch]:
         reader = pa.ipc.open_file(run.data)
         found = [(field.name, field.type) for field in reader.schema]
         has_filter = run.row.kind != "rollups" and found[-1:] == [_FILTER]
-        columns = found[: -1 if has_filter else None]
+        columns = found[:-1] if has_filter or found[-1:] == [_OLD_FILTER] else found
         if columns not in (_SCHEMAS[run.row.kind], *_BEFORE.get(run.row.kind, ())):
             raise pa.ArrowInvalid(f"its columns are {found}")
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
@@ -106,12 +109,12 @@ def summaries_of(run: OpenRun, findings: Findings) -> Iterator[pa.RecordBatch]:
 def _kept_out(page: pa.RecordBatch) -> int:
     """How many of its own hashes do not pass the filter of a page: they would look new."""
     hi, lo, filter_ = (page.column(name).to_numpy() for name in ("hi", "lo", "filter"))
-    words = filter_[: len(filter_) // 8 * 8].view("<u8")
+    words = filter_[: len(filter_) // 4 * 4].view("<u8")
     if not len(words):
         return 0
     density = len(hi) / max(float(hi.max() - hi.min()), 1.0)
     even = np.minimum((hi - hi.min()).astype(np.float64) * density, float(len(hi) - 1)).astype(np.int64)
-    word = words[np.minimum(even // 8, len(words) - 1)]
+    word = words[np.minimum(even // 4, len(words) - 1)]
     passes = np.ones(len(hi), np.bool_)
     for shift in _FILTER_SHIFTS:
         passes &= (word >> (lo >> np.uint64(shift) & np.uint64(63)) & np.uint64(1)).astype(np.bool_)

@@ -36,7 +36,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages of 64 to 128 rows, parts of 16 KiB, and no run that is small."""
     monkeypatch.setattr(takeover, "_CUT_ROWS", 0)
     monkeypatch.setattr(takeover, "_PATIENCE_S", 0.01)
-    monkeypatch.setattr(ranges, "RANGE_ROWS", 32)
+    monkeypatch.setattr(ranges, "RANGE_ROWS", 128)
     monkeypatch.setattr(takeover, "_PART_BYTES", 16 << 10)
 
 
@@ -137,16 +137,16 @@ def test_a_merge_that_is_given_up_leaves_what_was_there(tmp_path: Path) -> None:
 def test_a_bound_within_a_page_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs whose pages end elsewhere are replaced in fewer steps, at last in one."""
     old = old_runs(tmp_path)
-    monkeypatch.setattr(ranges, "RANGE_ROWS", 500)
+    monkeypatch.setattr(ranges, "RANGE_ROWS", 2_000)
     coarse = {tmp_path / "coarse": written(tmp_path / "coarse", list(old.values()))}
-    monkeypatch.setattr(ranges, "RANGE_ROWS", 32)
+    monkeypatch.setattr(ranges, "RANGE_ROWS", 128)
     assert len(coarse[tmp_path / "coarse"].pages) == 8
     merge = Merge(coarse, tmp_path / "new")
     merge.write()
     assert len(merge.steps) == 8
     monkeypatch.setattr(ranges, "RANGE_ROWS", 1 << 20)
     whole = {tmp_path / "whole": written(tmp_path / "whole", list(old.values()))}
-    monkeypatch.setattr(ranges, "RANGE_ROWS", 32)
+    monkeypatch.setattr(ranges, "RANGE_ROWS", 128)
     merge = Merge(whole, tmp_path / "newer")
     merge.write()
     assert len(merge.steps) == 1
@@ -161,7 +161,7 @@ def test_small_runs_are_cut_within_pages(tmp_path: Path, monkeypatch: pytest.Mon
     wanted = found(list(old.values()), asked)
     monkeypatch.setattr(ranges, "RANGE_ROWS", 1 << 20)
     old[tmp_path / "one"] = written(tmp_path / "one", [old.pop(tmp_path / "old-1")])
-    monkeypatch.setattr(ranges, "RANGE_ROWS", 32)
+    monkeypatch.setattr(ranges, "RANGE_ROWS", 128)
     assert len(old[tmp_path / "one"].pages) == 1
     monkeypatch.setattr(takeover, "_CUT_ROWS", 4_000)
 
@@ -231,7 +231,7 @@ def test_what_somebody_looks_into_is_waited_for(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what it has in memory")
 def test_what_is_forgotten_is_not_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of the file, and no more; whoever looks all the same finds it."""
-    monkeypatch.setattr(ranges, "RANGE_ROWS", 1 << 10)
+    monkeypatch.setattr(ranges, "RANGE_ROWS", 1 << 12)
     path, half = tmp_path / "run", 1 << 63
     hi = np.sort(np.random.Generator(np.random.Philox(3)).integers(0, HASHES, 500_000, np.uint64))
     written(path, [entries(hi, hi, hi, hi)])
@@ -327,7 +327,7 @@ def test_commits_between_the_steps_see_all_that_was_stored(tmp_path: Path, monke
     assert all(row.name in {run.name for run in store._view.index} for row in store.tiers.rows if row.kind == "index")
     assert len(list((store.root / "internal/index").iterdir())) == 4
     if sys.platform == "linux":
-        assert "(deleted)" not in held_files(store.root), "until it is closed what was written takes room"
+        assert ".arrow (deleted)" not in held_files(store.root), "until it is closed what was written takes room"
     while store.tiers.merge_once():
         pass
     assert steps["index"] >= 8 and steps["summaries"] >= 8
