@@ -91,6 +91,7 @@ def _deduplicated(ids: pa.Array, hi: np.ndarray, lo: np.ndarray, runs: list[Run]
 def _index(directory: Path, size: int, draw: np.random.Generator) -> list[Run]:
     """Mapped runs of uniform hashes, as flushes and merges write them."""
     directory.mkdir()
+    runs = []
     for number, share in enumerate(_SHARES):
         with (
             pa.OSFile(str(directory / f"{number}.arrow"), "wb") as sink,
@@ -98,7 +99,9 @@ def _index(directory: Path, size: int, draw: np.random.Generator) -> list[Run]:
         ):
             for page in _pages(int(size * share), draw):
                 writer.write_batch(with_filter(page))
-    return [map_run(directory / f"{number}.arrow", str(number), INDEX_SCHEMA) for number in range(len(_SHARES))]
+        runs.append(map_run(directory / f"{number}.arrow", str(number), INDEX_SCHEMA))
+        runs[-1].gather_filters(directory)
+    return runs
 
 
 def _pages(rows: int, draw: np.random.Generator) -> Iterator[pa.RecordBatch]:

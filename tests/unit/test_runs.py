@@ -166,13 +166,16 @@ def test_filters_that_cannot_be_gathered_are_read_where_they_are(
     assert len(find([run], hi, lo).needle) == 2_000
 
 
-def test_a_run_without_filters_is_searched_as_well(tmp_path: Path) -> None:
-    """Format 2 wrote such; beside one that has them."""
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_run_without_filters_is_searched_as_well(tmp_path: Path, version: int) -> None:
+    """Format 2 wrote such, format 3 had others, which would say nothing right; beside one that has them."""
     chance = np.random.Generator(np.random.Philox(2))
     hi, lo = np.sort(drawn("uniform", 9_000, chance)), drawn("uniform", 9_000, chance)
-    with pa.ipc.new_file(tmp_path / "old", INDEX_SCHEMA) as writer:
-        for page in run_of(hi[::2], lo[::2]).pages:
-            writer.write_batch(page)
+    (page,) = run_of(hi[::2], lo[::2]).pages
+    if version == 3:
+        page = page.append_column(pa.field("filter", pa.uint8()), pa.array(np.zeros(len(page), np.uint8)))
+    with pa.ipc.new_file(tmp_path / "old", page.schema) as writer:
+        writer.write_batch(page)
     both = [map_run(tmp_path / "old", "old", INDEX_SCHEMA), on_disk(tmp_path, [run_of(hi[1::2], lo[1::2])])]
     assert sorted(find(both, hi, lo).needle.tolist()) == list(range(9_000))
     assert len(find(both, hi, lo ^ np.uint64(1)).needle) == 0
