@@ -14,6 +14,7 @@ import pyarrow as pa
 from bench.context import Context
 from bench.measure import Line, say
 from store import kernels
+from store.files import Disk
 from store.hashing import Hasher
 from store.index import INDEX_SCHEMA, entries, find
 from store.ranges import RANGE_ROWS
@@ -100,7 +101,7 @@ def _index(directory: Path, size: int, draw: np.random.Generator) -> list[Run]:
             for page in _pages(int(size * share), draw):
                 writer.write_batch(with_filter(page))
         runs.append(map_run(directory / f"{number}.arrow", str(number), INDEX_SCHEMA))
-        runs[-1].gather_filters(directory)
+        runs[-1].gather_filters(Disk(), directory)
     return runs
 
 

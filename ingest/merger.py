@@ -39,6 +39,7 @@ class Merger(Worker):
     def _run(self) -> None:
         self._store.ask_ahead()
         give_way()
+        self._store.tiers.gather_filters()
         while not self._stopping.is_set():
             self._wait()
             if not self._tried(self.run_once):

@@ -61,6 +61,7 @@ class Scrubber(Worker):
         size = sum(row.bytes for row in self._store.tiers.rows) + sum(file.bytes for file in self._store.files)
         pace = Pace(max(size / self._interval_s, 1.0), self._stopping)
         unread = [self.check_runs(pace), self.check_files(pace)]
+        self._store.tiers.gather_filters()
         self.passes += 1
         self._tell(next(filter(None, unread), None))
 

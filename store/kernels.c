@@ -37,7 +37,7 @@ typedef struct {
 static i128 decimal_at(const u64 *words, i64 row) { return (i128)((u128)words[2 * row + 1] << 64 | words[2 * row]); }
 
 /* One more with every change of what a function takes or does: what was built of another version is not used. */
-i32 kernels_version(void) { return 9; }
+i32 kernels_version(void) { return 10; }
 
 /* ---- JSON to columns ---- */
 
@@ -863,13 +863,16 @@ static void put_unzigzagged(u64 *words, i64 row, u128 number) {
     words[2 * row] = (u64)value, words[2 * row + 1] = (u64)(value >> 64);
 }
 
-/* `out` has room for `PACKED` bytes a row and all units, `offsets` for rows + 1. Returns the bytes of all. */
+/* `out` has room for `PACKED` bytes a row and all units, `offsets` for rows + 1. Returns the bytes of all, or -1 where a
+ * unit has more than 255.
+ */
 i64 pack_summaries(i64 rows, const Strings *unit, const Sums *sums, u8 *out, i32 *offsets) {
     u8 *begin = out;
     offsets[0] = 0;
     for (i64 row = 0; row < rows; row++) {
         i32 at = unit->offsets[row], length = unit->offsets[row + 1] - at, width[NUMBERS];
         u64 first = (u64)sums->first[row];
+        if (length > 255) return -1;
         u128 number[NUMBERS] = {
             (u64)sums->count[row], zigzag(sums->positive, row), zigzag(sums->negative, row),
             first, (u64)sums->last[row] - first, (u64)sums->last_seq[row],
@@ -898,26 +901,29 @@ static u128 number_at(const u8 *at, const u8 *end, i32 width) {
     return number;
 }
 
-/* The columns again, of what is packed in so many bytes; `data` has room for them, `offsets` for rows + 1. Returns the
- * bytes of all units, or -1 where a row is not one that was packed.
+/* The columns again, of what is packed in so many bytes; `data` has `room`, `offsets` for rows + 1. Returns the bytes of
+ * all units, or -1 where a row is not one that was packed.
  */
-i64 unpack_summaries(i64 rows, const Strings *packed, i64 bytes, const Sums *sums, u8 *data, i32 *offsets) {
+i64 unpack_summaries(
+    i64 rows, const Strings *packed, i64 bytes, const Sums *sums, i64 room, u8 *data, i32 *offsets
+) {
     const u8 *end = packed->data + bytes;
     u8 *begin = data;
     offsets[0] = 0;
     for (i64 row = 0; row < rows; row++) {
         i64 from = packed->offsets[row], length = packed->offsets[row + 1] - from, used = HEADER;
-        const u8 *at = packed->data + from;
+        const u8 *at;
         i32 width[NUMBERS];
         u128 number[NUMBERS];
-        if (from < packed->offsets[0] || length < HEADER || from + length > bytes) return -1;
+        if (from < 0 || length < HEADER || from + length > bytes) return -1;
+        at = packed->data + from;
         for (i32 each = 0; each < NUMBERS; each++) {
             width[each] = at[1 + each / 2] >> 4 * (each % 2) & 15;
             if (width[each] > 8 && each != 1 && each != 2) return -1;
             if (width[each] == 15) width[each] = 16;
             used += width[each];
         }
-        if (used + at[0] != length) return -1;
+        if (used + at[0] != length || data - begin + at[0] > room) return -1;
         at += HEADER;
         for (i32 each = 0; each < NUMBERS; each++) {
             number[each] = number_at(at, end, width[each]);

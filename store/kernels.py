@@ -56,7 +56,7 @@ _PACKED_BYTES = 80
 _LINE_GUESS = 64
 """Bytes of a line, or more: a text of shorter ones has more than there is room for, and is read twice."""
 
-_VERSION = 9
+_VERSION = 10
 """One more with every change of the C, where it stands too: what was built of another one is not loaded."""
 
 _CONTROL = -1
@@ -267,10 +267,15 @@ class Searched(ctypes.Structure):
         filters: Sequence[npt.NDArray[np.uint16]],
     ) -> None:
         filter_at = np.array([each.ctypes.data for each in filters], np.int64) if filters else None
-        arrays = (hi, lo, size, first, density, filter_at)
+        self._given = (hi, lo, size, first, density)
+        arrays = (*self._given, filter_at)
         self._held = (arrays, filters)
         hi_at, lo_at, *rest = (None if array is None else array.ctypes.data for array in arrays)
         super().__init__(hi_at, lo_at, len(size), *rest)
+
+    def with_filters(self, filters: Sequence[npt.NDArray[np.uint16]]) -> Searched:
+        """The same with filters that lie elsewhere."""
+        return Searched(*self._given, filters)
 
 
 def filter_of(hi: U64, lo: U64, density: float) -> npt.NDArray[np.uint16] | None:
@@ -364,6 +369,8 @@ def pack_summaries(unit: pa.StringArray, numbers: Sequence[pa.Array]) -> pa.Bina
     sums = _Sums(*(values_at(column, column.type.bit_width // 8) for column in numbers))
     out, offsets = np.empty(most, np.uint8), np.empty(rows + 1, np.int32)
     size = _C.pack_summaries(ctypes.c_int64(rows), units.structs, ctypes.byref(sums), at(out), at(offsets))
+    if size < 0:
+        raise ValueError("a unit of more than 255 bytes")
     return pa.Array.from_buffers(pa.binary(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(out[:size].copy())])
 
 
@@ -375,10 +382,10 @@ def unpack_summaries(
         return None
     rows, given, text = len(packed), string_columns([packed]), packed.buffers()[2]
     numbers = [np.empty(rows * kind.bit_width // 64, np.uint64) for kind in kinds]
-    data, offsets = np.empty(given.bytes, np.uint8), np.empty(rows + 1, np.int32)
+    data, offsets = np.empty(max(given.bytes, 0), np.uint8), np.empty(rows + 1, np.int32)
     size = _C.unpack_summaries(
         ctypes.c_int64(rows), given.structs, ctypes.c_int64(0 if text is None else text.size),
-        ctypes.byref(_Sums(*map(at, numbers))), at(data), at(offsets),
+        ctypes.byref(_Sums(*map(at, numbers))), ctypes.c_int64(len(data)), at(data), at(offsets),
     )  # fmt: skip
     if size < 0:
         raise pa.ArrowInvalid("not what a summary is packed as")

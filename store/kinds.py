@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from store import index, rollups, summaries
 from store.catalog import RunRow
+from store.files import Disk
 from store.ranges import merge_ranges, tier_to_merge
 from store.runs import Run, map_run, schema_in_file, with_filter
 
@@ -31,23 +32,28 @@ class Kind:
     written: Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
-def opened(root: Path, row: RunRow) -> Any:
+def opened(disk: Disk, root: Path, row: RunRow) -> Any:
     """A run that was just written, read once: commits that look into it do not wait for its pages."""
     path = root / row.name
     run = KINDS[row.kind].map(path, row)
     if isinstance(run, Run):
         run.touch()
-        run.gather_filters(path.parent)
+        run.gather_filters(disk, path.parent)
     return run
 
 
-def _hashed(schema: pa.Schema, combine: Callable[[pa.RecordBatch], pa.RecordBatch]) -> Kind:
-    """A kind that is looked up by hash."""
+def _hashed(
+    schema: pa.Schema, combine: Callable[[pa.RecordBatch], pa.RecordBatch], before: pa.Schema | None = None
+) -> Kind:
+    """A kind that is looked up by hash. Its runs had the columns `before`, and are made anew where they have them."""
 
     def merged(runs: Sequence[Run]) -> Iterator[pa.RecordBatch]:
         return merge_ranges([run.read_through() for run in runs], combine)
 
-    return Kind(schema_in_file(schema), lambda path, row: map_run(path, row.name, schema), _tier, merged, with_filter)
+    def mapped(path: Path, row: RunRow) -> Run:
+        return map_run(path, row.name, schema, before)
+
+    return Kind(schema_in_file(schema), mapped, _tier, merged, with_filter)
 
 
 def _tier(rows: Sequence[RunRow]) -> list[RunRow]:
@@ -62,7 +68,7 @@ def _neighbours(rows: Sequence[RunRow]) -> list[RunRow]:
 
 KINDS = {
     "index": _hashed(index.INDEX_SCHEMA, index.sorted_entries),
-    "summaries": _hashed(summaries.SUMMARY_RUN, summaries.merged),
+    "summaries": _hashed(summaries.SUMMARY_RUN, summaries.merged, summaries.SUMMARY_SCHEMA),
     "rollups": Kind(
         rollups.ROLLUP_SCHEMA,
         lambda path, row: rollups.map_rollup(path, row.name, row.min_seq, row.max_seq),

@@ -62,6 +62,8 @@ def _packed(unit: pa.StringArray, numbers: Sequence[pa.Array]) -> pa.BinaryArray
     texts = [text.encode() for text in unit.to_pylist()]
     lengths = np.array([*map(len, texts)], np.int64)
     longest = int(lengths.max(initial=0))
+    if longest > 255:
+        raise ValueError("a unit of more than 255 bytes")
     units = np.zeros((len(unit), longest), np.uint8)
     units[np.arange(longest) < lengths[:, None]] = np.frombuffer(b"".join(texts), np.uint8)
     header = np.column_stack([lengths, said[:, ::2] | said[:, 1::2] << 4]).astype(np.uint8)

@@ -26,7 +26,7 @@ from store.journal import Checkpoint, FileEnd, Frame, InputState, JournalContent
 from store.kinds import KINDS
 from store.log import checked, closed_segment, number_of
 from store.parquet import day_directory, day_of, describe, flush_of
-from store.remake import REMAKE, check_sums, prove_by_log, remade, why_broken
+from store.remake import OLDER, REMAKE, check_sums, prove_by_log, remade, why_broken
 from store.rot import QUARANTINE
 
 __all__ = [
@@ -343,7 +343,8 @@ def _with_whole_runs(disk: Disk, root: Path, hasher: Hasher, state: CatalogState
     for kind in KINDS:
         why = why_broken(root, kind, [row for row in state.runs if row.kind == kind], state.flushed)
         if why is not None:
-            logger.error("the %s are made anew from the Parquet files: %s", f"runs of the {kind}", why)
+            level = logging.WARNING if why == OLDER else logging.ERROR
+            logger.log(level, "the runs of the %s are made anew from the Parquet files: %s", kind, why)
             broken.append(kind)
     if broken:
         check_sums(root, state.files)

@@ -28,15 +28,19 @@ from store.hashing import Hasher
 from store.hot import Hot
 from store.kinds import KINDS
 from store.log import lines_after, parse_notifications
-from store.runs import Run
+from store.runs import OlderRunError, Run
 from store.schema import STORED
 from store.whole import whole
 
-__all__ = ["REMAKE", "check_sums", "hashed", "prove_by_log", "remade", "why_broken"]
+__all__ = ["OLDER", "REMAKE", "check_sums", "hashed", "prove_by_log", "remade", "why_broken"]
 
 logger = logging.getLogger("oncelake.recovery")
 
 REMAKE = "internal/remake"
+
+OLDER = "they are of an older format"
+"""Why runs cannot be used behind an upgrade, which is no damage."""
+
 _ROWS = 1 << 18
 _CHECKED_BYTES = 128 << 20
 """Of the runs of a kind, the smallest ones, that a start reads to prove them; the scrubber does the others."""
@@ -87,6 +91,8 @@ def why_broken(root: Path, kind: str, rows: Collection[RunRow], flushed: int) ->
             return f"{row.name} is missing or of another size"
         try:
             KINDS[kind].map(path, row)
+        except OlderRunError:
+            return OLDER
         except (OSError, pa.ArrowException, LookupError, ValueError) as error:  # its own schema may be damaged
             return f"{row.name} cannot be read: {error}"
         budget -= row.bytes

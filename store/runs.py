@@ -1,9 +1,9 @@
 """Sorted runs: immutable tables keyed by 128-bit hashes, in memory or mapped from a file, looked up in bulk.
 
-A run is a list of pages (record batches of at most `PAGE_ROWS` rows whose first columns are `hi` and `lo`), sorted by
-hash over all of them; equal hashes never lie on two pages. In a file it is an uncompressed Arrow IPC file that is
-mapped, not loaded: what is looked up often stays in the page cache, and memory does not grow with what is stored.
-`store.search` looks into them.
+A run is a list of pages (record batches whose first columns are `hi` and `lo`, of at most `store.ranges.PAGE_ROWS`
+rows), sorted by hash over all of them; equal hashes never lie on two pages. In a file it is an uncompressed Arrow IPC
+file that is mapped, not loaded: what is looked up often stays in the page cache, and memory does not grow with what is
+stored. `store.search` looks into them.
 
 Each page of a file has a filter, two bytes a row, which says of 229 in 230 new hashes that they are not there: a
 look-up of these reads nothing else.
@@ -15,8 +15,9 @@ import contextlib
 import ctypes
 import mmap
 import os
+import shutil
 import sys
-import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,9 +29,11 @@ import pyarrow as pa
 
 from store import kernels
 from store.arrays import I64, U64
+from store.files import Disk
 
 __all__ = [
     "HASHES",
+    "OlderRunError",
     "Run",
     "filter_of",
     "map_run",
@@ -62,8 +65,15 @@ _MAGIC_BYTES = 8
 _WORD_ROWS = 4
 """Rows that share a word of a filter."""
 
+_ROOM = 16
+"""A copy of filters is made where so many times its size is free."""
+
 _FILTERED_ROWS = 4_096
 """A run in memory of so many rows has a filter: fewer are sought as fast."""
+
+
+class OlderRunError(pa.ArrowInvalid):  # type: ignore[misc]
+    """The run was written in an older format, and is to be made anew."""
 
 
 class Run:
@@ -87,7 +97,7 @@ class Run:
         self._places: dict[str, I64] = {}
         if len(filters) not in (0, len(self.pages)):
             raise ValueError(f"{len(filters)} filters of {len(self.pages)} pages")
-        self._filters = [column.to_numpy() for column in filters]
+        self._written = self._filters = [column.to_numpy() for column in filters]
         if mapped is not None:
             for column in self.pages[0].schema.names if self.pages else ():
                 self.places(column)
@@ -131,7 +141,7 @@ class Run:
         found = Run([], self.name)
         found.pages, found.hi, found.lo = self.pages[pages], self.hi[pages], self.lo[pages]
         found.rows = sum(page.num_rows for page in found.pages)
-        found._mapped, found._filters = self._mapped, self._filters[pages]
+        found._mapped, found._written, found._filters = self._mapped, self._written[pages], self._filters[pages]
         found._places = {name: np.ascontiguousarray(places[:, pages]) for name, places in self._places.items()}
         return found
 
@@ -183,26 +193,33 @@ class Run:
         begin, end = begins[self._page_from(low)], begins[self._page_from(high)]
         return np.frombuffer(self._mapped, np.uint8)[begin:end]
 
-    def gather_filters(self, directory: Path) -> None:
-        """Copy the filters of its pages next to each other, into a file without a name in this directory.
+    def gather_filters(self, disk: Disk, directory: Path) -> None:
+        """Copy the filters of its pages next to each other, into a file of this directory that has no name then.
 
         Each lies a page from the next one, and a look-up of a thousand new hashes reads hundreds of them. Where there
-        is no room they are read where they are.
+        is little room they are read where they are. What is copied is synced: memory whose writing has failed may be
+        dropped, and what is read then is something else.
         """
-        if self._mapped is None or len(self._filters) < 2:
+        if self._mapped is None or len(self._written) < 2:
             return
-        begins = []
-        with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=directory) as file:
-            for filter_ in self._filters:
-                begins.append(file.tell())
-                file.write(np.append(filter_, np.zeros(-len(filter_) % _WORD_ROWS, np.uint16)).data)
-            file.flush()
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            gathered = np.frombuffer(mapped, np.uint16)
-            self._advise(_MADV_POPULATE_READ, gathered)
-            pairs = zip(begins, self._filters, strict=True)
-            self._filters = [gathered[begin // 2 :][: len(filter_)] for begin, filter_ in pairs]
-            self.__dict__.pop("searched", None)
+        before = self.searched  # now, and not while somebody waits for it
+        padded = [np.append(own, np.zeros(-len(own) % _WORD_ROWS, np.uint16)) for own in self._written]
+        path = directory / f"{Path(self.name).stem}.filters-{threading.get_ident()}.left"
+        try:
+            if shutil.disk_usage(directory).free < _ROOM * sum(piece.nbytes for piece in padded):
+                return
+            disk.write(path, (piece.data.cast("B") for piece in padded))
+            with path.open("rb") as file:
+                gathered = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint16)
+        except OSError:
+            return
+        finally:
+            with contextlib.suppress(OSError):
+                disk.remove(path)
+        self._advise(_MADV_POPULATE_READ, gathered)
+        begins = np.cumsum([0, *map(len, padded)]).tolist()
+        self._filters = [gathered[at : at + len(own)] for at, own in zip(begins[:-1], self._written, strict=True)]
+        self.__dict__["searched"] = before.with_filters(self._filters)
 
     def ask_ahead(self) -> None:
         """Let the system begin to read what every look-up needs of a mapped run: filters, and the ends of its pages.
@@ -327,8 +344,10 @@ def _spans(column: pa.Array) -> tuple[tuple[int, int], tuple[int, int]]:
     return spans
 
 
-def map_run(path: Path, name: str, schema: pa.Schema) -> Run:
+def map_run(path: Path, name: str, schema: pa.Schema, before: pa.Schema | None = None) -> Run:
     """A run mapped from its file; `pa.ArrowInvalid` where its columns are others, or not such as can be searched.
+
+    `OlderRunError` where they are those that it had `before`.
 
     Pages that were written before there were filters, or with other ones, have none.
     """
@@ -340,6 +359,8 @@ def map_run(path: Path, name: str, schema: pa.Schema) -> Run:
         _address(mapped), len(mapped), mmap.MADV_RANDOM
     )  # or the system reads all of it where it reads the beginnings of pages
     reader = pa.ipc.open_file(pa.py_buffer(mapped))
+    if before is not None and reader.schema in (before, before.append(_OLD_FILTER)):
+        raise OlderRunError("it is of an older format")
     if reader.schema not in (schema_in_file(schema), schema, schema.append(_OLD_FILTER)):
         raise pa.ArrowInvalid(f"its columns are {', '.join(f'{field.name} {field.type}' for field in reader.schema)}")
     run = _in_file([reader.get_batch(number) for number in range(reader.num_record_batches)], name, mapped)

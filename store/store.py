@@ -343,7 +343,7 @@ class Store:
                 raise DiskFullError(f"no room on the device of {self.root} to flush {frozen.rows} records") from error
             raise
         self._intent = None
-        added = {row.kind: opened(self.root, row) for row in intent.runs}
+        added = {row.kind: opened(self.disk, self.root, row) for row in intent.runs}
         with self._room:
             view = self._view
             self._view = replace(
@@ -396,7 +396,6 @@ class Store:
             run.ask_ahead()
         for run in runs:
             run.wait_for_ends()
-            run.gather_filters((self.root / run.name).parent)
 
     def keep_runs(self) -> None:
         """Told when the runs of a start have been read: what look-ups read of them is to stay in memory."""

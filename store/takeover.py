@@ -3,7 +3,7 @@
 A run of gigabytes that is to be looked up must be in memory, and until it is, so must those that it replaces. Where
 there is no room for both, each pushes the other out, and every commit waits for a disk: for seconds where it was
 measured. So what has been written takes over, and the memory that the others' same part takes is given back and is
-room for what is written next: a merge takes no more of it, whatever its size. Whoever looks sees one or the other of
+room for what is written next: a merge takes little more of it, whatever its size. Whoever looks sees one or the other of
 each part, in one step. The files of the others stay whole, for a start and for a merge that fails.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from store.files import NewFile
+from store.files import Disk, NewFile
 from store.runs import HASHES, Run, map_written
 
 __all__ = ["Takeover"]
@@ -41,6 +41,7 @@ class Takeover:
 
     def __init__(
         self,
+        disk: Disk,
         path: Path,
         name: str,
         schema: pa.Schema,
@@ -48,6 +49,7 @@ class Takeover:
         reading: Mapping[Path, Run],
         exchange: Callable[[Sequence[Run]], None],
     ) -> None:
+        self._disk = disk
         self._path = path
         self._name = name
         self._schema = schema
@@ -70,7 +72,7 @@ class Takeover:
         file.sync()
         new = map_written(self._path, self._name, self._schema, self._bytes, file.size)
         new.touch()
-        new.gather_filters(self._path.parent)
+        new.gather_filters(self._disk, self._path.parent)
         self._parts.append(new)
         self._stand([*self._parts, *(run.part(high, HASHES) for run in self._old.values())])
         self._wait()

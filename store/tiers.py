@@ -33,6 +33,9 @@ from store.unlinked import Unlinked
 __all__ = ["Tiers", "unnamed"]
 
 
+_COPIED_BYTES = 4
+"""Of each row, at most: its filter, of what takes over and then of the whole (`Run.gather_filters`)."""
+
 _LEFT = ".left"
 """The suffix of a file that was a run, or was to become one."""
 
@@ -99,6 +102,13 @@ class Tiers:
         """Give up the merge under way, from another thread."""
         self._stopping.set()
 
+    def gather_filters(self) -> None:
+        """Copy those of all runs next to each other, anew where they were: no checksum tells what became of a copy."""
+        for row in self._rows:
+            for run in self._runs.named_runs(row.kind, {row.name}):
+                if isinstance(run, Run) and not self._stopping.is_set():
+                    run.gather_filters(self._disk, (self._root / row.name).parent)
+
     def close(self) -> None:
         """Give back what removed runs took."""
         self._unlinked.free(all_of_them=True)
@@ -159,7 +169,7 @@ class Tiers:
                 raise DiskFullError(f"no room on the device of {self._root} to merge runs of the {kind}") from error
             raise
         self._exchange(gone, [merged])
-        takeover.finish(opened(self._root, merged))
+        takeover.finish(opened(self._disk, self._root, merged))
         self._unlinked.remove(readers)
 
     def _check(self, kind: str, chosen: Sequence[RunRow]) -> None:
@@ -167,7 +177,7 @@ class Tiers:
 
         Until its file were removed nothing else would have any.
         """
-        if shutil.disk_usage(self._root).free < sum(row.bytes for row in chosen):
+        if shutil.disk_usage(self._root).free < sum(row.bytes + _COPIED_BYTES * row.rows for row in chosen):
             raise DiskFullError(f"no room on the device of {self._root} to merge runs of the {kind}")
         for row in chosen:
             if (error := condemned(self._disk, self._root, row, Pace(stopping=self._stopping))) is not None:
@@ -176,6 +186,7 @@ class Tiers:
     def _takeover(self, kind: str, gone: Collection[str], name: str, reading: Mapping[Path, Any]) -> Takeover:
         old = {self._root / run.name: run for run in self._runs.named_runs(kind, gone) if isinstance(run, Run)}
         return Takeover(
+            self._disk,
             self._root / name,
             name,
             KINDS[kind].schema,

@@ -35,7 +35,7 @@ def _nothing_stored(disk: Disk, root: Path) -> None:
     """
 
 
-_STEPS: dict[int, Callable[[Disk, Path], None]] = dict.fromkeys(range(1, FORMAT_VERSION), _nothing_stored)
+_STEPS: dict[int, Callable[[Disk, Path], None]] = {1: _nothing_stored, 2: _nothing_stored, 3: _nothing_stored}
 """By the format that a step begins with."""
 
 

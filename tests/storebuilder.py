@@ -63,7 +63,7 @@ def packed(unit: str, count: int, positive: Decimal, negative: Decimal, first: i
     """What a run holds of a summary (docs/formats.md, "Summary runs")."""
     units = [int(Fraction(value) * 10**9) for value in (positive, negative)]
     sums = [2 * value if value >= 0 else -2 * value - 1 for value in units]
-    numbers = [count, *sums, first, last - first, last_seq]
+    numbers = [count, *sums, first, (last - first) % (1 << 64), last_seq]
     sizes = [-(-number.bit_length() // 8) for number in numbers]
     sizes = [16 if size == 15 else size for size in sizes]
     said = [min(size, 15) for size in sizes]
@@ -82,7 +82,7 @@ def unpacked(row: bytes) -> tuple[str, int, Decimal, Decimal, int, int, int]:
     count, *sums, first, span, last_seq = numbers
     positive, negative = (Decimal(f"{value // 2 if value % 2 == 0 else -(value // 2) - 1}E-9") for value in sums)
     assert len(row) == at + row[0]
-    return row[at:].decode(), count, positive, negative, first, first + span, last_seq
+    return row[at:].decode(), count, positive, negative, first, (first + span) % (1 << 64), last_seq
 
 
 def sample(number: int) -> tuple[Any, ...]:

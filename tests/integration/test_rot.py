@@ -7,16 +7,18 @@ import json
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ingest.scrubber
 from ingest.scrubber import Scrubber
-from store import remake
+from store import ranges, remake
 from store.errors import CorruptionError, DamagedFileError
 from store.files import Disk
 from store.filters import Filters
 from store.kinds import KINDS
 from store.rot import Pace, checksum_at, known_damage, prove
+from store.search import search
 from store.snapshot import SealedFile
 from store.verify import verify
 from tests.support.lake import Lake
@@ -140,6 +142,24 @@ def test_the_scrub_finds_what_was_proven_before(root: Path) -> None:
     path.write_bytes(whole)
     scrubber.run_once()
     assert known_damage(lake.store.files) is None and lake.aggregate(Filters())["asOf"] == 60
+    lake.close()
+
+
+def test_a_scrub_makes_the_copies_of_filters_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of runs of a flush, and of those of a start: no checksum tells what became of a copy."""
+    monkeypatch.setattr(ranges, "RANGE_ROWS", 16)
+    lake = Lake(tmp_path / "data")
+    lake.post(batch(0, 100))
+    lake.store.flush_once()
+    for _ in range(2):
+        (run,) = lake.store.named_runs("index", {row.name for row in lake.store.tiers.rows})
+        assert len(run.pages) > 4
+        run._filters = [np.zeros_like(filter_) for filter_ in run._filters]
+        run.__dict__.pop("searched", None)
+        assert len(search([run], run.hi[0], run.lo[0])) == 0
+        Scrubber(lake.store, 1.0).run_once()
+        assert len(search([run], run.hi[0], run.lo[0])) == len(run.hi[0])
+        lake.restart()
     lake.close()
 
 

@@ -7,7 +7,9 @@ log holds, dead letters, a finished file; beside it what it answered then.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -118,6 +120,40 @@ class Ending(Disk):
     def sync_directory(self, path: Path) -> None:
         self._count()
         super().sync_directory(path)
+
+
+def test_an_upgrade_is_no_damage(root: Path, version: int, caplog: pytest.LogCaptureFixture) -> None:
+    """What is made anew because it is old is told without alarm; before format 2 there were no rollups."""
+    Lake(root).close()
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("summaries are made anew" in message and "of an older format" in message for message in told)
+    assert version == 1 or not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_flush_that_was_half_done_is_done_behind_an_upgrade(root: Path, version: int, told: dict[str, Any]) -> None:
+    """Its staged runs are old, too."""
+    staging = root / "internal/staging"
+    staging.mkdir(exist_ok=True)
+    with contextlib.closing(sqlite3.connect(root / "internal/catalog.sqlite")) as db, db:
+        db.row_factory = lambda cursor, row: dict(zip([name for name, *_ in cursor.description], row, strict=True))
+        files, runs = (
+            db.execute(f"SELECT * FROM {table} WHERE min_seq >= 58").fetchall() for table in ("files", "runs")
+        )
+        assert len(files) >= 3
+        assert len(runs) == (2 if version == 1 else 3)
+        moves = []
+        for number, row in enumerate([*files, *runs]):
+            source = staging / f"{number}.staged"
+            if number:  # the first one has been moved
+                (root / row["name"]).rename(source)
+            moves.append({"from": str(source.relative_to(root)), "to": row["name"]})
+        intent = {"firstSeq": 58, "lastSeq": 66, "moves": moves, "files": files, "runs": runs}
+        db.execute("INSERT INTO intents (kind, body) VALUES ('flush', ?)", (json.dumps(intent),))
+        db.execute("DELETE FROM files WHERE min_seq >= 58")
+        db.execute("DELETE FROM runs WHERE min_seq >= 58")
+        db.execute("UPDATE meta SET value = '57' WHERE key = 'flushed'")
+    assert verify(root).ok
+    assert_serves(root, told)
 
 
 def test_an_upgrade_may_end_anywhere(root: Path, told: dict[str, Any]) -> None:

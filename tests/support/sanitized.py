@@ -65,6 +65,15 @@ def _summaries(draw: np.random.Generator) -> None:
                 with contextlib.suppress(pa.ArrowInvalid):
                     unpacked(pa.array([text[:at] + bytes([byte]) + text[at + 1 :]]))
 
+    _, offsets, data = found.buffers()
+    for at in (1, 20, 499, 500):
+        for offset in (-1, 0, 5, len(data), 1 << 30):
+            moved = np.frombuffer(offsets, np.int32).copy()
+            damaged = pa.Array.from_buffers(pa.binary(), 500, [None, pa.py_buffer(moved), data])
+            moved[at] = offset  # behind the back of Arrow, as in a mapped file
+            with contextlib.suppress(pa.ArrowInvalid):
+                unpacked(damaged)
+
 
 def main() -> None:
     """All of it."""

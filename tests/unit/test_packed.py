@@ -42,10 +42,8 @@ def test_each_way_of_packing_gives_the_same_bytes_and_back(found: list[tuple[Any
     unit, numbers = unit[cut:], [column[cut:] for column in numbers]
     in_c = packed(unit, numbers)
     in_c.validate(full=True)
-    assert in_c.to_pylist() == [
-        storebuilder.packed(*row) if row[5] >= row[4] else text
-        for row, text in zip(found, in_c.to_pylist(), strict=True)
-    ]
+    assert in_c.to_pylist() == [storebuilder.packed(*row) for row in found]
+    assert [storebuilder.unpacked(row) for row in in_c.to_pylist()] == found
     shifted = pa.concat_arrays([in_c[:1], in_c])[1:]
     page = pa.record_batch([pa.array([1] * len(found), pa.uint64())] * 2 + [shifted], schema=SUMMARY_RUN)
     assert unpacked(shifted) == (unit, numbers)
@@ -53,6 +51,20 @@ def test_each_way_of_packing_gives_the_same_bytes_and_back(found: list[tuple[Any
     with without_c():
         assert packed(unit, numbers) == in_c
         assert unpacked(shifted) == (unit, numbers)
+
+
+@pytest.mark.parametrize("with_c", [True, False])
+def test_a_unit_that_no_record_has_is_refused(monkeypatch: pytest.MonkeyPatch, *, with_c: bool) -> None:
+    """There is one byte for its length."""
+    if not with_c:
+        monkeypatch.setattr(kernels, "_C", None)
+    for length in (255, 256):
+        unit, numbers = columns_of([("x" * length, 1, Decimal(1), Decimal(0), 1, 1, 1)] * 2)
+        if length == 255:
+            assert unpacked(packed(unit, numbers))[0] == unit
+        else:
+            with pytest.raises(ValueError, match="more than 255 bytes"):
+                packed(unit, numbers)
 
 
 def test_nothing_is_packed_as_nothing() -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
+import shutil
 import sys
+import threading
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from store import kernels, ranges
+from store import kernels, ranges, runs
 from store.arrays import U64
 from store.files import Disk
 from store.flush import write_run
@@ -137,10 +141,11 @@ def test_gathered_filters_are_asked_in_the_place_of_those_in_the_file(
     before, gathered = (map_run(tmp_path / "run", "run", INDEX_SCHEMA) for _ in range(2))
     assert len(before.pages) > 20
     assert len(find([gathered], before.hi[0], before.lo[0]).needle) == len(before.hi[0])
-    gathered.gather_filters(tmp_path)
+    gathered.gather_filters(Disk(), tmp_path)
     assert [found.tobytes() for found in gathered._filters] == [found.tobytes() for found in before._filters]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     places = sorted(found.ctypes.data for found in gathered._filters)
+    assert all(place % 8 == 0 for place in places) and any(len(page) % 4 for page in before.pages)
     assert places[-1] - places[0] < 3 * 5_003
     middle = int(before.hi[7][0])
     with (tmp_path / "run").open("r+b") as file:
@@ -150,20 +155,66 @@ def test_gathered_filters_are_asked_in_the_place_of_those_in_the_file(
             file.write(bytes(2 * len(filter_)))
     order = np.argsort(hi)
     assert len(find([before], hi[order], lo[order]).needle) < 500
+    searched = gathered.searched
     for run, rows in ((gathered, 5_003), (gathered.part(middle, HASHES), int((hi >= middle).sum()))):
         assert len(find([run], hi[order], lo[order]).needle) == rows
+    gathered.gather_filters(Disk(), tmp_path)
+    assert gathered.searched is not searched, "a scrub makes the copies anew of what it has proven"
+    assert len(find([gathered], hi[order], lo[order]).needle) < 500
 
 
 def test_filters_that_cannot_be_gathered_are_read_where_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No directory, or no room."""
+    """A device that becomes full, or has little room: nothing is left of the copy."""
     monkeypatch.setattr(ranges, "RANGE_ROWS", 100)
     chance = np.random.Generator(np.random.Philox(1))
     hi, lo = np.sort(drawn("uniform", 2_000, chance)), drawn("uniform", 2_000, chance)
     run = on_disk(tmp_path, [run_of(hi, lo)])
-    run.gather_filters(tmp_path / "gone")
+    own = run._filters
+
+    class Full(Disk):
+        """A file takes half of what is written."""
+
+        def write(self, path: Path, data: Any, *, sync: bool = True) -> None:
+            written = b"".join(data)
+            super().write(path, written[: len(written) // 2], sync=sync)
+            raise OSError(errno.ENOSPC, "no space left")
+
+    run.gather_filters(Full(), tmp_path)
+    assert run._filters is own
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100_000, 90_000, 10_000))
+        run.gather_filters(Disk(), tmp_path)
+        assert run._filters is own
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert len(find([run], hi, lo).needle) == 2_000
+    run.gather_filters(Disk(), tmp_path)
+    assert run._filters is not own and "searched" in run.__dict__
+
+
+def test_a_run_is_looked_into_while_its_filters_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By several threads, again and again: each hash is found each time."""
+    monkeypatch.setattr(ranges, "RANGE_ROWS", 500)
+    chance = np.random.Generator(np.random.Philox(1))
+    hi, lo = np.sort(drawn("uniform", 20_000, chance)), drawn("uniform", 20_000, chance)
+    run = on_disk(tmp_path, [run_of(hi, lo)])
+    over = threading.Event()
+    found: set[int] = set()
+
+    def look() -> None:
+        while not over.is_set():
+            found.add(len(find([run], hi, lo).needle))
+
+    threads = [threading.Thread(target=look) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(40):
+        run.gather_filters(Disk(), tmp_path)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert found == {20_000}
 
 
 @pytest.mark.parametrize("version", [2, 3])
