@@ -3,8 +3,8 @@
 A run of gigabytes that is to be looked up must be in memory, and until it is, so must those that it replaces. Where
 there is no room for both, each pushes the other out, and every commit waits for a disk: for seconds where it was
 measured. So what has been written takes over, and the memory that the others' same part takes is given back and is
-room for what is written next: a merge takes little more of it, whatever its size. Whoever looks sees one or the other of
-each part, in one step. The files of the others stay whole, for a start and for a merge that fails.
+room for what is written next: a merge takes little more of it, whatever its size. Whoever looks sees one or the other
+of each part, in one step. The files of the others stay whole, for a start and for a merge that fails.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def _remembered() -> Iterator[None]:
     parse = _by(store.remake.parse_notifications, lambda data: xxhash.xxh3_128_digest(data))
     make = _by(store.remake.hashed, lambda hasher, rows: (_keys(hasher), _digest(rows)))
     read = _by(store.unflushed._read, lambda hasher, lines: (_keys(hasher), xxhash.xxh3_128_digest(lines)))
-    run = _by(store.kinds.map_run, lambda path, name, schema: (name, _read(path)))
+    run = _by(store.kinds.map_run, lambda path, name, *schemas: (name, _read(path)))
     rollup = _by(store.rollups.map_rollup, lambda path, *named: (named, _read(path)))
     sums = _by(store.rollups.of_records, lambda tables: tuple(_digest(table) for table in tables))
     with pytest.MonkeyPatch.context() as patch:

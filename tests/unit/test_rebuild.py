@@ -19,6 +19,7 @@ from store.filters import Filters
 from store.kinds import KINDS
 from store.ranges import PAGE_ROWS
 from store.rebuild import rebuild
+from store.summaries import in_columns
 from store.verify import verify
 from tests.support.lake import Lake
 
@@ -61,7 +62,7 @@ def derived(root: Path) -> dict[str, list[dict[str, Any]]]:
         rows = database.execute("SELECT name, kind FROM runs").fetchall()
     database.close()
     found = {}
-    for kind, known in KINDS.items():
+    for kind in KINDS:
         pages = []
         for name in sorted(name for name, of in rows if of == kind):
             with pa.memory_map(str(root / name)) as source:
@@ -69,7 +70,10 @@ def derived(root: Path) -> dict[str, list[dict[str, Any]]]:
         table = pa.concat_tables(pages)
         if "filter" in table.column_names:  # of pages, which differ
             table = table.drop_columns("filter")
-        keys = [(name, "ascending") for name in known.schema.names[:3]]
+        if kind == "summaries":
+            table = pa.Table.from_batches(map(in_columns, table.combine_chunks().to_batches()))
+        columns = table.column_names[:3]
+        keys = [(name, "ascending") for name in columns]
         sums = [
             name for name in table.column_names if name in ("count", "positive", "negative", "positives", "negatives")
         ]
@@ -78,7 +82,7 @@ def derived(root: Path) -> dict[str, list[dict[str, Any]]]:
             continue
         extremes = [(name, how) for name, how in (("first", "min"), ("last", "max"), ("lastSeq", "max"))]
         wanted = [(name, "sum") for name in sums] + [pair for pair in extremes if pair[0] in table.column_names]
-        found[kind] = table.group_by(known.schema.names[:3]).aggregate(wanted).sort_by(keys).to_pylist()
+        found[kind] = table.group_by(columns).aggregate(wanted).sort_by(keys).to_pylist()
     return found
 
 
