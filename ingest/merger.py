@@ -39,7 +39,8 @@ class Merger(Worker):
     def _run(self) -> None:
         self._store.ask_ahead()
         give_way()
-        self._store.tiers.gather_filters()
+        if not self._tried(self._store.tiers.gather_filters):
+            return
         while not self._stopping.is_set():
             self._wait()
             if not self._tried(self.run_once):

@@ -267,10 +267,8 @@ class Searched(ctypes.Structure):
         filters: Sequence[npt.NDArray[np.uint16]],
     ) -> None:
         filter_at = np.array([each.ctypes.data for each in filters], np.int64) if filters else None
-        self._given = (hi, lo, size, first, density)
-        arrays = (*self._given, filter_at)
-        self._held = (arrays, filters)
-        hi_at, lo_at, *rest = (None if array is None else array.ctypes.data for array in arrays)
+        self._given, self._held = (hi, lo, size, first, density), (filter_at, filters)
+        hi_at, lo_at, *rest = (None if array is None else array.ctypes.data for array in (*self._given, filter_at))
         super().__init__(hi_at, lo_at, len(size), *rest)
 
     def with_filters(self, filters: Sequence[npt.NDArray[np.uint16]]) -> Searched:

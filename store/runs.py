@@ -45,7 +45,6 @@ __all__ = [
 HASHES = 1 << 64
 """So many there are of `hi`."""
 
-
 _FILTER = pa.field("filter", pa.uint16())
 
 _OLD_FILTER = pa.field("filter", pa.uint8())

@@ -30,8 +30,8 @@ _SMALL = (IDENTITY_FILE, "internal/journal/*.journal", "internal/catalog.sqlite*
 def _nothing_stored(disk: Disk, root: Path) -> None:
     """What is new is derived, but an oncelake that does not know it must not open the directory.
 
-    Format 2 has rollups and compactions, format 3 has filters in runs (those without them are searched without), format
-    4 has summaries in few bytes (runs without them are made anew).
+    Format 2 has rollups and compactions, format 3 has filters in runs (those without them are searched without). Format
+    4 has other filters (so are those with the old ones), and summaries in few bytes (runs of others are made anew).
     """
 
 

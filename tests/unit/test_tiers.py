@@ -15,7 +15,7 @@ import pytest
 
 from ingest.merger import Merger
 from ingest.scrubber import Scrubber
-from store import tiers
+from store import ranges, tiers
 from store.catalog import RunRow
 from store.errors import DiskFullError
 from store.files import Disk
@@ -224,6 +224,28 @@ def test_the_merger_merges_at_its_start_and_after_a_flush(store: Store) -> None:
     merger.flushed()
     until(lambda: not due(store))
     merger.stop()
+
+
+def test_the_merger_copies_the_filters_of_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every run that has several pages. An error that nobody expected stops the store."""
+    monkeypatch.setattr(ranges, "RANGE_ROWS", 4)
+    store = open_store(tmp_path / "data")
+    Direct(store).take([record_of(number, reference=f"r-{number}") for number in range(50)])
+    store.flush_once()
+    store.close()
+    store = open_store(tmp_path / "data")
+    runs = [*store._view.index, *store._view.summaries]
+    assert all(len(run.pages) > 1 and run._filters is run._written for run in runs)
+    merger = Merger(store)
+    merger.start()
+    until(lambda: all(run._filters is not run._written for run in runs))
+    merger.stop()
+    monkeypatch.setattr(Tiers, "gather_filters", lambda self: 1 // 0)
+    merger = Merger(store)
+    merger.start()
+    until(lambda: not merger.alive)
+    assert isinstance(store.failure, ZeroDivisionError)
+    store.close()
 
 
 def test_a_full_disk_is_told_and_tried_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

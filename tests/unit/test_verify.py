@@ -364,9 +364,7 @@ def test_missing_and_double_index_entries_are_found(store: StoreBuilder) -> None
     assert any("not above" in d.message and d.file == name for d in report.differences)
 
 
-@pytest.mark.parametrize(
-    ("number", "more"), [(1, 1), (2, 1), (3, 1), (4, -(10**15)), (5, 10**15), (6, 40)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("number", "more"), [(1, 1), (2, 1), (3, 1), (4, -(10**15)), (5, 10**15), (6, 40)], ids=str)
 def test_a_changed_summary_is_found(store: StoreBuilder, number: int, more: int) -> None:
     """Count, sums, times and seq each; the key is named."""
 
